@@ -8,7 +8,12 @@ __all__ = ['synced', 'write_atomic', 'tensor_key', 'take_apart', 'put_together',
            'load_weights']
 
 # %% ../../nbs/40_training/02_checkpoints.ipynb #531f4bd8
-import hashlib, json, os, random, shutil, warnings
+import hashlib
+import json
+import os
+import random
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -43,9 +48,10 @@ def write_atomic(
 # %% ../../nbs/40_training/02_checkpoints.ipynb #05ce14a6
 def tensor_key(
     tensor: Tensor,                      # any tensor
-) -> tuple[int, tuple, tuple, str] | None:  # equal for two names of the same memory; None for an empty tensor
+) -> tuple[int, tuple, tuple, str, str] | None:  # equal for two names of the same memory; None for an empty tensor
     "A value that two tensors share exactly when they are the same view of the same memory."
-    return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype)) if tensor.numel() else None
+    if not tensor.numel(): return None
+    return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype), str(tensor.device)
 
 def take_apart(
     tree: Any,                              # nested dicts, lists, tuples of tensors, arrays, numbers, strings, None
@@ -61,7 +67,9 @@ def take_apart(
         # a view may share memory with others only in part, which safetensors refuses: store it on its own
         if name == path: tensors[path] = tree.detach().cpu().contiguous().clone()
         return {'$tensor': name}
-    if isinstance(tree, np.ndarray): return {'$array': take_apart(torch.from_numpy(tree.copy()), tensors, seen, path)['$tensor']}
+    if isinstance(tree, np.ndarray):
+        tensors[path] = torch.from_numpy(tree.copy())
+        return {'$array': path}
     if isinstance(tree, list | tuple):
         items = [take_apart(value, tensors, seen, f'{path}/{i}') for i, value in enumerate(tree)]
         return items if isinstance(tree, list) else {'$tuple': items}
@@ -69,7 +77,7 @@ def take_apart(
         items = [(key, take_apart(value, tensors, seen, f'{path}/{key}')) for key, value in tree.items()]
         plain = all(isinstance(key, str) and not key.startswith('$') for key in tree)
         return dict(items) if plain else {'$items': [list(item) for item in items]}
-    raise TypeError(f'{path or "the tree"}: a {type(tree).__name__} cannot be written; use tensors, arrays, numbers, strings, lists or dicts')
+    raise TypeError(f'{path or "the tree"}: a {type(tree).__name__} cannot be written; use tensors, arrays, numbers, text, lists or dicts')
 
 # %% ../../nbs/40_training/02_checkpoints.ipynb #c5c022ad
 def put_together(
