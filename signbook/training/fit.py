@@ -17,6 +17,7 @@ import random
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -164,8 +165,10 @@ def accelerator_for(
     config: FitConfig,
 ) -> Any:               # an accelerate.Accelerator
     "A fresh accelerator with the precision and device of the configuration."
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, PartialState
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='IProgress not found')    # a notebook widget that is not used
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState, PartialState
     single = getattr(PartialState, '_shared_state', {}).get('num_processes', 1) == 1
     AcceleratorState._reset_state(reset_partial_state=single)    # a process group, once joined, must stay
     on_cpu = config.device == 'cpu' or not torch.cuda.is_available()
