@@ -9,8 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parent
 SKIPPED = {"experiments", ".ipynb_checkpoints"}
-RUN = "import sys; from nbdev.test import test_nb; ok, _ = test_nb(sys.argv[1], skip_flags=set(sys.argv[2].split()), force_flags=[]); sys.exit(not ok)"
-ORDER = ("test_house", "nbs", "test_batch")  # fastest first, whole-program tests last
+RUN = """import sys
+from nbdev.test import test_nb
+ok, _ = test_nb(sys.argv[1], skip_flags=set(sys.argv[2].split()), force_flags=[])
+sys.exit(not ok)"""
 
 
 def pytest_addoption(parser):
@@ -32,8 +34,13 @@ class Chapter(pytest.Item):
         from signbook.workbook.runs import ENVIRONMENT
 
         flags = "gpu" if self.config.getoption("--slow") else "slow gpu"
-        done = subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", RUN, str(self.path), flags], cwd=ROOT,
-                              env={**os.environ, **ENVIRONMENT, "IPYTHONDIR": str(ROOT / ".pytest_cache" / "ipython")}, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore::DeprecationWarning", "-c", RUN, str(self.path), flags],
+            cwd=ROOT,
+            env={**os.environ, **ENVIRONMENT, "IPYTHONDIR": str(ROOT / ".pytest_cache" / "ipython")},
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             raise ChapterError((done.stdout + done.stderr)[-4000:])
 
@@ -51,6 +58,9 @@ class ChapterError(Exception):
 def pytest_collection_modifyitems(items):
     def rank(item):
         name = str(item.path)
-        return next((i for i, word in enumerate(("test_house",)) if word in name), 3 if "test_batch" in name else 2 if name.endswith(".ipynb") else 1)
+        return next(
+            (i for i, word in enumerate(("test_house",)) if word in name),
+            3 if "test_batch" in name else 2 if name.endswith(".ipynb") else 1,
+        )
 
     items.sort(key=rank)

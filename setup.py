@@ -30,11 +30,7 @@ setup(
     package_data={"signbook": ["*/*.json", "*/*.csv"]},
     python_requires=f">={settings['min_python']},<3.13",
     install_requires=settings["requirements"].split(),
-    extras_require={
-        name.removesuffix("_requirements"): settings[name].split()
-        for name in settings
-        if name.endswith("_requirements")
-    },
+    extras_require={name.removesuffix("_requirements"): settings[name].split() for name in settings if name.endswith("_requirements")},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,
 )

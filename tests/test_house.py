@@ -11,8 +11,20 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-FLOORS = {"errors": 0, "poses": 1, "corpora": 2, "layers": 2, "scores": 3, "training": 3, "recognition": 4, "gloss2pose": 4, "geosign": 4,
-          "soke": 4, "rvlf": 4, "workbook": 5}
+FLOORS = {
+    "errors": 0,
+    "poses": 1,
+    "corpora": 2,
+    "layers": 2,
+    "scores": 3,
+    "training": 3,
+    "recognition": 4,
+    "gloss2pose": 4,
+    "geosign": 4,
+    "soke": 4,
+    "rvlf": 4,
+    "workbook": 5,
+}
 
 
 def notebooks(project):
@@ -77,7 +89,11 @@ def test_modules_are_what_the_notebooks_export(project, tmp_path):
     for path in made:
         here = project / "signbook" / path.relative_to(tmp_path / "signbook")
         assert here.exists() and body(here) == body(path), f"{here.relative_to(project)} is not what its notebook exports; run nbdev_export"
-    orphans = [p.name for p in (project / "signbook").glob("*/*.py") if p.name != "__init__.py" and not (tmp_path / "signbook" / p.relative_to(project / "signbook")).exists()]
+    orphans = [
+        p.name
+        for p in (project / "signbook").glob("*/*.py")
+        if p.name != "__init__.py" and not (tmp_path / "signbook" / p.relative_to(project / "signbook")).exists()
+    ]
     assert not orphans
 
 
@@ -98,7 +114,9 @@ def test_notebooks_are_clean_executed_and_small(project):
         if "experiments" not in path.parts and path.name != "index.ipynb":
             made = [c for c in nb["cells"] if c["cell_type"] == "code" and c["outputs"]]
             plots = [c for c in nb["cells"] if c["cell_type"] == "code" and re.search(r"plt\.tight_layout\(\)\s*$", "".join(c["source"]))]
-            assert all(any("image/png" in o.get("data", {}) for o in c["outputs"]) for c in plots if "#| slow" not in "".join(c["source"])), f"{name}: a figure is missing"
+            assert all(
+                any("image/png" in o.get("data", {}) for o in c["outputs"]) for c in plots if "#| slow" not in "".join(c["source"])
+            ), f"{name}: a figure is missing"
             assert made or len(nb["cells"]) < 12, f"{name}: not executed"
 
 
@@ -151,7 +169,9 @@ def test_the_owner_s_packages_are_required(project):
 def test_readme_is_the_index_notebook(project):
     from signbook.workbook.readme import readme
 
-    assert (project / "README.md").read_text(encoding="utf-8") == readme(project), "edit nbs/index.ipynb, then run: python -m signbook.workbook.readme"
+    assert (project / "README.md").read_text(encoding="utf-8") == readme(project), (
+        "edit nbs/index.ipynb, then run: signbook reference readme"
+    )
 
 
 def test_no_file_names_a_machine(project):
