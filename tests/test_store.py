@@ -136,7 +136,7 @@ def test_an_unknown_layout(tmp_path):
 def test_the_home_stays_clean_and_nothing_is_printed(tmp_path):
     home = tmp_path/'home'; home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(('HF_', 'XDG_'))} | dict(HOME=str(home))
-    code = WRITER.replace("print('ready', flush=True); ", '') + "t = store.read(sys.argv[1]); t[0]; t.fingerprint; t.split('')"
+    code = WRITER.replace("print('ready', flush=True); ", '') + "t = store.read(sys.argv[1]); t[0]; t.fingerprint; t.where(split='')"
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path/'s'), '0'], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == '' and list(home.rglob('*')) == []
     assert len(list((tmp_path/'s').iterdir())) == 4

@@ -329,17 +329,21 @@ def __getitem__(self: ClipTable,
     return Clip(arrays.pop('points'), arrays.pop('confidence'), fps=words['fps'], streams=arrays,
                 segments=tuple((s['start'], s['end'], s['gloss']) for s in words['segments']), **{name: words[name] for name in WORDS})
 
+# %% ../../nbs/20_corpora/04_store.ipynb #19ecfb2f
 @patch
-def split(self: ClipTable,
-          name: str,  # such as 'train', 'dev' or 'test'
-          ) -> ClipTable:  # the clips whose split field says so
-    "The clips of one split."
-    splits = np.array(self.columns(['split'])['split'])
-    known = ', '.join(sorted(set(splits) - {''})) or 'none'
-    if name not in splits: raise UserError(f'{self.folder.name}: no split {name!r}; it has {known}')
-    return self[np.flatnonzero(splits == name)]
+def where(self: ClipTable,
+          **words: str,  # column=value, such as split='dev'; several must all hold
+          ) -> ClipTable:  # the clips that fit, in their order
+    "The clips of a split, of a signer, of a gloss."
+    fits = np.ones(len(self), dtype=bool)
+    for name, value in words.items():
+        column = np.array(self.columns([name])[name])
+        known = ', '.join(sorted(set(column.tolist()) - {''})[:8]) or 'none'
+        if value not in column: raise UserError(f'{self.folder.name}: no clip with {name} {value!r}; there are {known}')
+        fits &= column == value
+    return self[fits]
 
-# %% ../../nbs/20_corpora/04_store.ipynb #e50d6f52
+# %% ../../nbs/20_corpora/04_store.ipynb #8a854d0d
 def verify(table: ClipTable,  # of any store
            ) -> int:  # rows that were verified
     "Compare every row with the digest that was written with it."
