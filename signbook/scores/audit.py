@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LATIN', 'ALIKE', 'Finding', 'Audit', 'shown', 'fingerprint', 'described', 'repeated', 'exact_duplicates',
            'same_sources', 'overlap', 'nearest', 'near_limit', 'near_duplicates', 'memorisation', 'by_distance',
-           'two_proportions', 'script', 'scripts', 'letter', 'shared_letters', 'audit']
+           'two_proportions', 'script', 'scripts', 'letter', 'shared_letters', 'alphabets', 'audit']
 
 # %% ../../nbs/30_scores/07_audit.ipynb #7ec41f25
 import hashlib
@@ -81,7 +81,8 @@ def described(
     "The table that the checks read, and one vector a clip of its time-binned, body-normalised x and y."
     rows, vectors = [], []
     for clip in clips:
-        rows.append({name: getattr(clip, name) for name in ('id', 'source', 'split', 'gloss', 'signer', 'language')} | {'hash': fingerprint(clip)})
+        row = {name: getattr(clip, name) for name in ('id', 'source', 'split', 'gloss', 'signer', 'language')}
+        rows.append(row | {'source': clip.source.split('; ')[0], 'hash': fingerprint(clip)})    # readers add the format after the path
         vectors.append(binned([normalise(clip).points[..., :2].reshape(len(clip), -1)], bins)[0])
     if not rows: raise UserError('clips: there are none; give the corpus that is to be audited')
     if len({len(vector) for vector in vectors}) > 1: raise UserError('clips: they have different layouts; audit one layout at a time')
@@ -151,13 +152,13 @@ def near_limit(
     vectors: np.ndarray,      # (N, D)
     quantile: float = .001,
     sample: int = 1500,       # clips drawn when there are more
-) -> float:                   # a distance
+) -> float:                   # a distance; 0 when there are no such pairs
     "Half the distance below which only one in a thousand pairs of independent clips falls."
     chosen = np.sort(np.random.default_rng(0).permutation(len(table))[:sample])
     gloss, signer, hashes = (pd.factorize(table[name].to_numpy()[chosen])[0] for name in ('gloss', 'signer', 'hash'))
     same, other = gloss[:, None] == gloss, signer[:, None] != signer
     pairs = np.triu(same & other if len(set(signer)) > 1 else ~same, 1) & (hashes[:, None] != hashes)
-    if not pairs.any(): raise UserError('audit: no two clips of one gloss by different signers, so no limit for near duplicates; give a threshold')
+    if not pairs.any(): return 0.0
     return .5*float(np.sqrt(np.quantile(squared_distances(vectors[chosen], vectors[chosen])[pairs], quantile)))
 
 def near_duplicates(
@@ -168,6 +169,7 @@ def near_duplicates(
 ) -> Finding:                         # rows: the pairs, nearest first
     "Pairs of clips of different splits that are nearer than independent recordings are."
     limit = near_limit(table, vectors) if threshold is None else threshold
+    if not limit: return Finding('near duplicates', False, 'no two independent recordings can be compared, so nothing can be said', {'pairs': 0})
     pairs: dict[tuple[int, int], float] = {}
     for value in sorted(set(table[by])):
         inside, outside = np.flatnonzero(table[by] == value), np.flatnonzero(table[by] != value)
@@ -282,17 +284,30 @@ def shared_letters(
     used = [letters[language] for language, why in verdicts.items() if not why]
     return sorted(set.intersection(*used)) if used else [], verdicts
 
-# %% ../../nbs/30_scores/07_audit.ipynb #ffd1237c
+# %% ../../nbs/30_scores/07_audit.ipynb #0f338640
+def alphabets(
+    table: pd.DataFrame,  # columns source, gloss, language; hash where clips were read
+) -> Finding:             # found: some alphabet must be left out
+    "Which alphabets can stand beside each other, and why the others cannot."
+    letters, verdicts = shared_letters(table)
+    used, out = [language for language, why in verdicts.items() if not why], {language: why for language, why in verdicts.items() if why}
+    kept = int((table['language'].isin(used) & table['gloss'].map(letter).isin(letters)).sum())
+    sentence = f'{len(used)} of {len(verdicts)} languages share {len(letters)} single Latin letters, in {kept} of {len(table)} clips'
+    rows = tuple({'language': language, 'left out because': why} for language, why in out.items())
+    return Finding('alphabets', bool(out) and bool(letters), sentence, {'languages': used, 'letters': letters, 'clips': kept}, rows)
+
+# %% ../../nbs/30_scores/07_audit.ipynb #42b00603
 def audit(
-    corpus: str,                    # name, for the report
     clips: Iterable[Clip],
-    by: str = 'split',              # or 'language'
+    corpus: str = 'the corpus',     # name, for the report
+    by: str = '',                   # 'split' or 'language'; '': splits when there are several, else languages
     accuracy: float | None = None,  # of a model on the test split, for the memorisation check
 ) -> Audit:
     "The findings of all checks that this corpus allows."
     table, vectors = described(clips)
+    by = by or ('split' if table['split'].nunique() > 1 else 'language')
     findings = [exact_duplicates(table), same_sources(table), scripts(table['gloss'].tolist(), table['language'].tolist())]
-    if by == 'split': findings.append(overlap(table))
+    findings.append(overlap(table) if by == 'split' else alphabets(table))
     findings.append(near_duplicates(table, vectors, by))
     if {'train', 'test'} <= set(table['split']): findings.append(memorisation(table, vectors, accuracy))
     return Audit(corpus, tuple(findings))
