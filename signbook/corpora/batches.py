@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..errors import UserError
 
@@ -95,27 +96,35 @@ class BatchOrder:
         self.lengths, self.batch_size, self.seed, self.token_budget = np.asarray(lengths), batch_size, seed, token_budget
         self.rank, self.world, self.epoch, self.position = rank, world, 0, 0
 
-    def batches(self,
-                epoch: int,  # any epoch, the current one is not touched
-                ) -> list[np.ndarray]:  # this process's index arrays
-        "The batches of an epoch that this process takes."
-        whole = buckets(self.lengths, self.batch_size, self.seed, epoch, self.token_budget)
-        return [whole[place % len(whole)] for place in range(self.rank, -(-len(whole)//self.world)*self.world, self.world)]
+# %% ../../nbs/20_corpora/05_batches.ipynb #359a28ed
+@patch
+def batches(self: BatchOrder,
+            epoch: int,  # any epoch; the current position is not touched
+            ) -> list[np.ndarray]:  # this process's index arrays
+    "The batches of an epoch that this process takes."
+    whole = buckets(self.lengths, self.batch_size, self.seed, epoch, self.token_budget)
+    return [whole[place % len(whole)] for place in range(self.rank, -(-len(whole)//self.world)*self.world, self.world)]
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for batch in self.batches(self.epoch)[self.position:]:
-            self.position += 1   # counted before it is handed out: a position saved during a step is the one after it
-            yield batch
-        self.epoch, self.position = self.epoch + 1, 0
+# %% ../../nbs/20_corpora/05_batches.ipynb #847ae2c2
+@patch
+def __iter__(self: BatchOrder) -> Iterator[np.ndarray]:  # index arrays
+    "The rest of the current epoch; the next iteration is the next epoch."
+    for batch in self.batches(self.epoch)[self.position:]:
+        self.position += 1
+        yield batch
+    self.epoch, self.position = self.epoch + 1, 0
 
-    def state(self) -> dict[str, int]:  # ready for JSON
-        "Where the next batch will come from."
-        return dict(seed=self.seed, epoch=self.epoch, position=self.position, clips=len(self.lengths))
+# %% ../../nbs/20_corpora/05_batches.ipynb #fcab16b4
+@patch
+def state(self: BatchOrder) -> dict[str, int]:  # ready for JSON
+    "Where the next batch will come from."
+    return dict(seed=self.seed, epoch=self.epoch, position=self.position, clips=len(self.lengths))
 
-    def restore(self,
-                state: dict[str, int]):  # what `state` gave
-        "Go on where that state was taken; another seed or corpus is refused, because the order would be another one."
-        for field, mine in (('seed', self.seed), ('clips', len(self.lengths))):
-            if state[field] != mine: raise UserError(f'batch order, {field}: the saved run had {state[field]}, this one has {mine}; '
-                                                     'resume with the settings of the saved run or start afresh')
-        self.epoch, self.position = state['epoch'], state['position']
+@patch
+def restore(self: BatchOrder,
+            state: dict[str, int]):  # what `state` gave
+    "Go on where that state was taken."
+    for field, mine in (('seed', self.seed), ('clips', len(self.lengths))):
+        if state[field] != mine: raise UserError(f'batch order, {field}: the saved run had {state[field]}, this one has {mine}; '
+                                                 'resume with the settings of the saved run or start afresh')
+    self.epoch, self.position = state['epoch'], state['position']

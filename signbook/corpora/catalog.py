@@ -43,8 +43,8 @@ ENTRIES = (
           (('glosses', 200), ('signers', 12), ('clips at smoke', 800), ('clips at laptop', 4000))),
     Entry('fingerspelling', 'manual alphabets of the spoken-to-signed-translation project', 'MIT', 'public', '79 MB',
           'eleven language codes in the index, written letters', 'isolated letters: the letter',
-          'none of its own: leave one language out, after the audit', 'Moryossef, Müller, Göhring et al., spoken-to-signed-translation, 2023',
-          'take the folder assets/fingerspelling_lexicon of github.com/ZurichNLP/spoken-to-signed-translation',
+          'none of its own: leave one language out, after the audit', 'Moryossef et al., An Open-Source Gloss-Based Baseline for Spoken to Signed Language Translation, 2023 (arXiv 2305.17714)',
+          'take the folder spoken_to_signed/assets/fingerspelling_lexicon of github.com/sign-language-processing/spoken-to-signed-translation',
           (('rows', 338), ('files', 312), ('languages', 11)),
           (('index.csv', '2ccb84bc771968b1246b453d3cb233b3ee31497c1ce6a44bd7b04e5c47f1b623'),)),
 )

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'CONTRACT', 'BATCH_BYTES', 'streams_of', 'packed', 'digest', 'content_hash', 'as_row', 'whole_or_absent',
-           'hugging_face', 'table_features', 'write_rows', 'Contract', 'write', 'read_contract', 'Bytes', 'ClipTable',
-           'read', 'verify']
+           'hugging_face', 'table_features', 'write_rows', 'Bytes', 'Contract', 'fill', 'read_contract', 'ClipTable',
+           'read', 'write', 'verify']
 
 # %% ../../nbs/20_corpora/04_store.ipynb #2719819c
 import errno
@@ -33,6 +33,7 @@ def streams_of(clip: Clip) -> dict[str, np.ndarray]:  # 'points', 'confidence' a
     "Every stream of a clip by name, in the order in which a store keeps them."
     return {'points': clip.points, 'confidence': clip.confidence, **dict(sorted(clip.streams.items()))}
 
+# %% ../../nbs/20_corpora/04_store.ipynb #98714931
 def packed(stream: np.ndarray,  # any numeric array
            packing: str | None,  # None or 'float16'
            where: str = 'a stream',  # what an error calls it
@@ -44,7 +45,7 @@ def packed(stream: np.ndarray,  # any numeric array
         stream = stream.astype(np.float16)
     return np.ascontiguousarray(stream, dtype=stream.dtype.newbyteorder('<'))
 
-# %% ../../nbs/20_corpora/04_store.ipynb #98714931
+# %% ../../nbs/20_corpora/04_store.ipynb #ddc7a29a
 def digest(row: dict,  # one row of a store, without its digest
            ) -> str:  # 32 hexadecimal digits
     "What identifies the content of a row."
@@ -54,12 +55,13 @@ def digest(row: dict,  # one row of a store, without its digest
         state.update(value if isinstance(value, bytes) else json.dumps(value).encode())
     return state.hexdigest()
 
+# %% ../../nbs/20_corpora/04_store.ipynb #3aaa24ff
 def content_hash(digests: Iterable[str],  # of rows, in order
                 ) -> str:  # 32 hexadecimal digits
     "What identifies a list of rows."
     return hashlib.blake2b('\n'.join(digests).encode(), digest_size=16).hexdigest()
 
-# %% ../../nbs/20_corpora/04_store.ipynb #49897ab8
+# %% ../../nbs/20_corpora/04_store.ipynb #612057b9
 def as_row(clip: Clip,  # any clip; `check` refuses a broken one
            packing: str | None = None,  # None or 'float16'
            ) -> dict:  # column name → value
@@ -76,7 +78,7 @@ def as_row(clip: Clip,  # any clip; `check` refuses a broken one
         row |= {name: stored.tobytes(), f'{name}_shape': list(stored.shape), f'{name}_dtype': stored.dtype.str}
     return row | dict(digest=digest(row))
 
-# %% ../../nbs/20_corpora/04_store.ipynb #3aaa24ff
+# %% ../../nbs/20_corpora/04_store.ipynb #dc949bfd
 CONTRACT = 'store.json'  # the file that makes a folder a store
 
 @contextmanager
@@ -110,9 +112,7 @@ def whole_or_absent(folder: Path,  # target; a store that is there already is re
         finally: shutil.rmtree(building, ignore_errors=True)
     finally: os.close(handle)
 
-# %% ../../nbs/20_corpora/04_store.ipynb #343064fe
-BATCH_BYTES = 8 << 20  # a record batch is closed once it holds this much
-
+# %% ../../nbs/20_corpora/04_store.ipynb #c5cd6026
 def hugging_face():  # the module `datasets`
     "The datasets library, imported on first use."
     with warnings.catch_warnings():
@@ -120,6 +120,7 @@ def hugging_face():  # the module `datasets`
         import datasets
     return datasets
 
+# %% ../../nbs/20_corpora/04_store.ipynb #6f06403a
 def table_features(row: dict,  # the first row
                    ):  # datasets.Features
     "The column types of a store."
@@ -130,6 +131,9 @@ def table_features(row: dict,  # the first row
         if isinstance(value, bytes): return Value('binary')
         return List(Value('int32')) if name.endswith('_shape') else Value('string')
     return Features({name: kinds.get(name) or kind(name, value) for name, value in row.items()})
+
+# %% ../../nbs/20_corpora/04_store.ipynb #b7c01523
+BATCH_BYTES = 8 << 20  # a record batch is closed once it holds this much
 
 def write_rows(rows: Iterator[dict],  # of `as_row`, all with the same columns
                path: Path,  # Arrow file to create
@@ -148,7 +152,27 @@ def write_rows(rows: Iterator[dict],  # of `as_row`, all with the same columns
         file.flush(); os.fsync(file.fileno())
     return features
 
-# %% ../../nbs/20_corpora/04_store.ipynb #0d786d4d
+# %% ../../nbs/20_corpora/04_store.ipynb #ab38b708
+class Bytes:
+    "A binary column of an Arrow table whose values are read without a copy."
+    def __init__(self, column):  # pyarrow.ChunkedArray of type binary
+        self.starts = np.cumsum([0] + [len(chunk) for chunk in column.chunks])
+        self.chunks = [(chunk.offset, np.frombuffer(chunk.buffers()[1], '<i4'), chunk.buffers()[2]) for chunk in column.chunks]
+
+    def array(self,
+              row: int,  # of the table
+              dtype: str,  # little-endian type on disk
+              shape: list[int],  # of the array
+              ) -> np.ndarray:  # read-only view of the file
+        "One value as an array."
+        chunk = int(np.searchsorted(self.starts, row, 'right')) - 1
+        offset, ends, data = self.chunks[chunk]
+        place = row - self.starts[chunk] + offset
+        array = np.frombuffer(data, np.uint8, ends[place + 1] - ends[place], ends[place]).view(dtype).reshape(shape)
+        array.flags.writeable = False
+        return array
+
+# %% ../../nbs/20_corpora/04_store.ipynb #f9f13f9b
 class Contract:
     "What a store promises about its content, collected while the clips go by."
     def __init__(self,
@@ -158,55 +182,57 @@ class Contract:
         self.packing, self.about, self.digests = packing, about, []
         self.frames, self.splits, self.layouts, self.streams = 0, {}, {}, {}
 
-    def row(self, clip: Clip) -> dict:  # the row of the clip
-        "Count a clip and turn it into a row."
-        row = as_row(clip, self.packing)
-        kinds = {name: stream.dtype.newbyteorder('<').str for name, stream in streams_of(clip).items()}
-        if not self.streams: self.streams = {name: dict(dtype=kind, stored=row[f'{name}_dtype'], values=0, largest_error=0.0, squares=0.0)
-                                             for name, kind in kinds.items()}
-        mine = {name: stream['dtype'] for name, stream in self.streams.items()}
-        if kinds != mine: raise UserError(f'clip {clip.id}: its streams are {kinds}, those of the clips before it {mine}; '
-                                          'a store holds clips with the same streams')
-        for name, stream in streams_of(clip).items(): self._count(self.streams[name], stream, row[name])
-        self.layouts[clip.layout] = dict(landmarks=len(clip.table), features=list(clip.table.features))
-        self.splits[clip.split] = self.splits.get(clip.split, 0) + 1
-        self.frames += len(clip); self.digests.append(row['digest'])
-        return row
+# %% ../../nbs/20_corpora/04_store.ipynb #2d716d09
+@patch
+def row(self: Contract, clip: Clip) -> dict:  # the row of the clip
+    "Count a clip and turn it into a row."
+    row = as_row(clip, self.packing)
+    kinds = {name: stream.dtype.newbyteorder('<').str for name, stream in streams_of(clip).items()}
+    if not self.streams: self.streams = {name: dict(dtype=kind, stored=row[f'{name}_dtype'], values=0, largest_error=0.0, squares=0.0)
+                                         for name, kind in kinds.items()}
+    mine = {name: stream['dtype'] for name, stream in self.streams.items()}
+    if kinds != mine: raise UserError(f'clip {clip.id}: its streams are {kinds}, those of the clips before it {mine}; '
+                                      'a store holds clips with the same streams')
+    for name, stream in streams_of(clip).items(): self._count(self.streams[name], stream, row[name])
+    self.layouts[clip.layout] = dict(landmarks=len(clip.table), features=list(clip.table.features))
+    self.splits[clip.split] = self.splits.get(clip.split, 0) + 1
+    self.frames += len(clip); self.digests.append(row['digest'])
+    return row
 
-    @staticmethod
-    def _count(told: dict, stream: np.ndarray, stored: bytes):
-        told['values'] += stream.size
-        if told['stored'] == told['dtype']: return
-        error = np.abs(np.frombuffer(stored, told['stored']).astype(np.float64) - stream.ravel())
-        error = error[np.isfinite(error)]
-        told['largest_error'] = max(told['largest_error'], float(error.max(initial=0))); told['squares'] += float((error**2).sum())
+@patch
+def _count(self: Contract, told: dict, stream: np.ndarray, stored: bytes):
+    told['values'] += stream.size
+    if told['stored'] == told['dtype']: return
+    error = np.abs(np.frombuffer(stored, told['stored']).astype(np.float64) - stream.ravel())
+    error = error[np.isfinite(error)]
+    told['largest_error'] = max(told['largest_error'], float(error.max(initial=0))); told['squares'] += float((error**2).sum())
 
-    def told(self, size: int) -> dict:  # JSON, without clock, host or path
-        "The contract of the finished store."
-        streams = {name: {key: value for key, value in stream.items() if key not in ('squares', 'values')}
-                   | dict(rms_error=(stream['squares']/max(stream['values'], 1))**.5) for name, stream in self.streams.items()}
-        return dict(format='signbook clips', version=1, fingerprint=content_hash(self.digests), about=self.about, clips=len(self.digests),
-                    frames=self.frames, splits=dict(sorted(self.splits.items())), layouts=self.layouts, packing=self.packing,
-                    streams=streams, bytes=size)
+# %% ../../nbs/20_corpora/04_store.ipynb #19ecfb2f
+@patch
+def told(self: Contract,
+         size: int,  # of the Arrow file, in bytes
+         ) -> dict:  # JSON, without clock, host or path
+    "The contract of the finished store."
+    streams = {name: {key: value for key, value in stream.items() if key not in ('squares', 'values')}
+               | dict(rms_error=(stream['squares']/max(stream['values'], 1))**.5) for name, stream in self.streams.items()}
+    return dict(format='signbook clips', version=1, fingerprint=content_hash(self.digests), about=self.about, clips=len(self.digests),
+                frames=self.frames, splits=dict(sorted(self.splits.items())), layouts=self.layouts, packing=self.packing,
+                streams=streams, bytes=size)
 
-# %% ../../nbs/20_corpora/04_store.ipynb #c5cd6026
-def write(clips: Iterable[Clip],  # one or more; a generator will do
-          folder: str | Path,  # of the store; one that is there already is replaced, anything else is refused
-          packing: str | None = None,  # 'float16' halves the float32 streams and states the error in store.json
-          about: dict[str, str] | None = None,  # where the clips come from, such as corpus and preset; part of store.json
-          ) -> 'ClipTable':  # the store, opened
-    "A corpus on disk: whole when the function returns, absent when it does not."
-    contract, name = Contract(packing, about or {}), 'data-00000-of-00001.arrow'
-    with whole_or_absent(Path(folder)) as building:
-        features = write_rows((contract.row(clip) for clip in clips), building/name)
-        told = contract.told((building/name).stat().st_size)
-        state = dict(_data_files=[dict(filename=name)], _fingerprint=told['fingerprint'][:16], _format_columns=None, _format_kwargs={},
-                     _format_type=None, _output_all_columns=False, _split=None)
-        for file, content in (('dataset_info.json', dict(features=features.to_dict())), ('state.json', state), (CONTRACT, told)):
-            (building/file).write_text(json.dumps(content, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-    return read(folder)
+# %% ../../nbs/20_corpora/04_store.ipynb #aab4e865
+def fill(folder: Path,  # empty
+         clips: Iterable[Clip],
+         contract: Contract):
+    "The four files of a store."
+    name = 'data-00000-of-00001.arrow'
+    features = write_rows((contract.row(clip) for clip in clips), folder/name)
+    told = contract.told((folder/name).stat().st_size)
+    state = dict(_data_files=[dict(filename=name)], _fingerprint=told['fingerprint'][:16], _format_columns=None, _format_kwargs={},
+                 _format_type=None, _output_all_columns=False, _split=None)
+    for file, content in (('dataset_info.json', dict(features=features.to_dict())), ('state.json', state), (CONTRACT, told)):
+        (folder/file).write_text(json.dumps(content, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
-# %% ../../nbs/20_corpora/04_store.ipynb #f95893da
+# %% ../../nbs/20_corpora/04_store.ipynb #f095d42a
 def read_contract(folder: str | Path,  # of a store
                   ) -> dict:  # the content of store.json
     "The contract of a store, after all checks that need no decoding."
@@ -229,27 +255,7 @@ def read_contract(folder: str | Path,  # of a store
                             'have; build the store again')
     return told
 
-# %% ../../nbs/20_corpora/04_store.ipynb #e811db21
-class Bytes:
-    "A binary column of an Arrow table whose values are read without a copy."
-    def __init__(self, column):  # pyarrow.ChunkedArray of type binary
-        self.starts = np.cumsum([0] + [len(chunk) for chunk in column.chunks])
-        self.chunks = [(chunk.offset, np.frombuffer(chunk.buffers()[1], '<i4'), chunk.buffers()[2]) for chunk in column.chunks]
-
-    def array(self,
-              row: int,  # of the table
-              dtype: str,  # little-endian type on disk
-              shape: list[int],  # of the array
-              ) -> np.ndarray:  # read-only view of the file
-        "One value as an array."
-        chunk = int(np.searchsorted(self.starts, row, 'right')) - 1
-        offset, ends, data = self.chunks[chunk]
-        place = row - self.starts[chunk] + offset
-        array = np.frombuffer(data, np.uint8, ends[place + 1] - ends[place], ends[place]).view(dtype).reshape(shape)
-        array.flags.writeable = False
-        return array
-
-# %% ../../nbs/20_corpora/04_store.ipynb #b7c01523
+# %% ../../nbs/20_corpora/04_store.ipynb #367cbdbf
 class ClipTable:
     "Clips of a store: a list of them to index, slice and loop over, decoded only when one is asked for."
     def __init__(self,
@@ -266,21 +272,23 @@ class ClipTable:
         splits = ', '.join(f'{count} {name or "without split"}' for name, count in self.contract['splits'].items())
         return f'{len(self)} clips of {self.folder.name} ({self.contract["clips"]} clips: {splits}; {self.contract["frames"]:,} frames)'
 
-    @property
-    def dataset(self):  # datasets.Dataset of the whole store, memory-mapped
-        "The Hugging Face dataset behind the table, for whatever signbook does not do."
-        return self._opened()[0]
+# %% ../../nbs/20_corpora/04_store.ipynb #b530ea10
+@patch
+def _opened(self: ClipTable) -> tuple:  # the dataset, its Arrow table, its streams by name
+    if self._open is None:
+        try: dataset = hugging_face().load_from_disk(str(self.folder), keep_in_memory=False)
+        except Exception as error:   # every kind of damage has its own exception type there
+            raise UserError(f'{self.folder}: the data cannot be read ({type(error).__name__}); build the store again') from None
+        table = dataset.data.table
+        self._open = dataset, table, {name: Bytes(table.column(name)) for name in self.contract['streams']}
+    return self._open
 
-    def _opened(self):
-        if self._open is None:
-            try: dataset = hugging_face().load_from_disk(str(self.folder), keep_in_memory=False)
-            except Exception as error:   # every kind of damage has its own exception type there
-                raise UserError(f'{self.folder}: the data cannot be read ({type(error).__name__}); build the store again') from None
-            table = dataset.data.table
-            self._open = dataset, table, {name: Bytes(table.column(name)) for name in self.contract['streams']}
-        return self._open
+@patch(as_prop=True)
+def dataset(self: ClipTable):  # datasets.Dataset of the whole store, memory-mapped
+    "The Hugging Face dataset behind the table, for whatever signbook does not do."
+    return self._opened()[0]
 
-# %% ../../nbs/20_corpora/04_store.ipynb #62e338a7
+# %% ../../nbs/20_corpora/04_store.ipynb #e7e00bb1
 def read(folder: str | Path,  # of a store
          ) -> ClipTable:  # all of its clips
     "A corpus, opened: nothing is decoded yet."
@@ -290,7 +298,18 @@ def read(folder: str | Path,  # of a store
         raise UserError(f'{folder}: holds {len(table.dataset)} clips, {len(table)} were written; build the store again')
     return table
 
-# %% ../../nbs/20_corpora/04_store.ipynb #5312fec2
+# %% ../../nbs/20_corpora/04_store.ipynb #f89f86c4
+def write(clips: Iterable[Clip],  # one or more; a generator will do
+          folder: str | Path,  # of the store; one that is there already is replaced, anything else is refused
+          packing: str | None = None,  # 'float16' halves the float32 streams and states the error in store.json
+          about: dict[str, str] | None = None,  # where the clips come from, such as corpus and preset; part of store.json
+          ) -> ClipTable:  # the store, opened
+    "A corpus on disk."
+    contract = Contract(packing, about or {})
+    with whole_or_absent(Path(folder)) as building: fill(building, clips, contract)
+    return read(folder)
+
+# %% ../../nbs/20_corpora/04_store.ipynb #137f25bf
 @patch
 def columns(self: ClipTable,
             names: list[str],  # of words, or 'fps', 'length', 'digest'
@@ -302,6 +321,7 @@ def columns(self: ClipTable,
     table = self._opened()[1]
     return {name: table.column(name).take(self.rows).to_pylist() for name in names}
 
+# %% ../../nbs/20_corpora/04_store.ipynb #222e0bd8
 @patch(as_prop=True)
 def frames(self: ClipTable) -> np.ndarray:  # (n,) int64
     "Length of every clip in frames."
@@ -312,7 +332,7 @@ def fingerprint(self: ClipTable) -> str:  # 32 hexadecimal digits
     "What identifies the content of these clips in this order, whatever the folder or the day."
     return content_hash(self.columns(['digest'])['digest'])
 
-# %% ../../nbs/20_corpora/04_store.ipynb #f24f6a84
+# %% ../../nbs/20_corpora/04_store.ipynb #b981a041
 @patch
 def __getitem__(self: ClipTable,
                 key: int | slice | np.ndarray | list,  # a place; or a slice, places, a boolean mask
@@ -329,7 +349,7 @@ def __getitem__(self: ClipTable,
     return Clip(arrays.pop('points'), arrays.pop('confidence'), fps=words['fps'], streams=arrays,
                 segments=tuple((s['start'], s['end'], s['gloss']) for s in words['segments']), **{name: words[name] for name in WORDS})
 
-# %% ../../nbs/20_corpora/04_store.ipynb #19ecfb2f
+# %% ../../nbs/20_corpora/04_store.ipynb #5454cfe1
 @patch
 def where(self: ClipTable,
           **words: str,  # column=value, such as split='dev'; several must all hold
@@ -343,7 +363,7 @@ def where(self: ClipTable,
         fits &= column == value
     return self[fits]
 
-# %% ../../nbs/20_corpora/04_store.ipynb #8a854d0d
+# %% ../../nbs/20_corpora/04_store.ipynb #44eb5697
 def verify(table: ClipTable,  # of any store
            ) -> int:  # rows that were verified
     "Compare every row with the digest that was written with it."

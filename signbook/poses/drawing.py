@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLOURS', 'STYLE', 'BELOW', 'ROW', 'OVERSAMPLING', 'drawn_points', 'drawn_bones', 'segments', 'figure', 'limits',
            'png', 'Drawing', 'write_whole', 'save', 'chosen_frames', 'draw_row', 'hand_landmarks', 'draw_hands',
-           'draw_weights', 'strip', 'wrists', 'path_of', 'trajectories', 'gif_palette', 'raster', 'gif']
+           'draw_weights', 'strip', 'wrists', 'path_of', 'draw_paths', 'trajectories', 'gif_palette', 'raster', 'gif']
 
 # %% ../../nbs/10_poses/05_drawing.ipynb #7e3e416c
 import io
@@ -39,6 +39,7 @@ def drawn_points(table: Layout) -> np.ndarray:  # (V,) bool
     "Which landmarks a drawing shows."
     return np.array([not BELOW & set(name.split('_')) for name in table.points])
 
+# %% ../../nbs/10_poses/05_drawing.ipynb #44875361
 def drawn_bones(table: Layout) -> dict[str, np.ndarray]:  # part → (n, 2) landmark indices
     "The bones that a drawing shows, by the part whose colour they take; the body first, the hands last."
     part_of = {point: part if part in COLOURS else 'body' for part, points in table.parts.items() for point in points}
@@ -47,7 +48,7 @@ def drawn_bones(table: Layout) -> dict[str, np.ndarray]:  # part → (n, 2) land
         if shown[a] and shown[b]: bones[part_of[b] if part_of[a] == 'body' else part_of[a]].append((a, b))
     return {part: np.array(pairs, dtype=int).reshape(-1, 2) for part, pairs in bones.items()}
 
-# %% ../../nbs/10_poses/05_drawing.ipynb #44875361
+# %% ../../nbs/10_poses/05_drawing.ipynb #1e950923
 def segments(points: np.ndarray,  # (..., V, C), x and y first
              confidence: np.ndarray,  # (..., V), 0 = missing
              bones: np.ndarray,  # (n, 2)
@@ -56,6 +57,7 @@ def segments(points: np.ndarray,  # (..., V, C), x and y first
     seen = (confidence[..., bones] > 0).all(-1) & np.isfinite(points[..., bones, :2]).all((-1, -2))
     return points[..., bones, :2][seen]
 
+# %% ../../nbs/10_poses/05_drawing.ipynb #51e40fac
 def figure(ax: Axes,  # of matplotlib; only lines are added, its limits stay
            points: np.ndarray,  # (..., V, C): one frame, or several that are already moved side by side
            confidence: np.ndarray,  # (..., V), 0 = missing
@@ -71,7 +73,7 @@ def figure(ax: Axes,  # of matplotlib; only lines are added, its limits stay
         ax.add_collection(lines[-1], autolim=False)
     return lines
 
-# %% ../../nbs/10_poses/05_drawing.ipynb #1e950923
+# %% ../../nbs/10_poses/05_drawing.ipynb #0956f0de
 def limits(clips: Sequence[Clip],  # drawn side by side
            margin: float = .06,  # of the larger side
            ) -> tuple[float, float, float, float]:  # left, right, top, bottom (y points down)
@@ -87,7 +89,7 @@ def limits(clips: Sequence[Clip],  # drawn side by side
     edge = margin*max(right - left, bottom - top, 1e-6)
     return float(left - edge), float(right + edge), float(top - edge), float(bottom + edge)
 
-# %% ../../nbs/10_poses/05_drawing.ipynb #f49c07ec
+# %% ../../nbs/10_poses/05_drawing.ipynb #230afa11
 def png(drawing: Figure,  # any matplotlib figure
         dpi: int = 100,  # dots an inch
         ) -> bytes:  # a PNG without date or software version
@@ -96,6 +98,7 @@ def png(drawing: Figure,  # any matplotlib figure
         drawing.savefig(file, format='png', dpi=dpi, metadata=dict(Software=None))
         return file.getvalue()
 
+# %% ../../nbs/10_poses/05_drawing.ipynb #66345315
 class Drawing(Figure):
     "A figure that a notebook shows, independent of pyplot."
     def _repr_png_(self):
@@ -104,6 +107,7 @@ class Drawing(Figure):
             picture.save(file, 'PNG', optimize=True)
             return file.getvalue()
 
+# %% ../../nbs/10_poses/05_drawing.ipynb #48a20684
 def write_whole(path: str | Path,  # file to make
                 content: bytes):
     "A file that appears under its name when it is complete."
@@ -114,6 +118,7 @@ def write_whole(path: str | Path,  # file to make
         part.write_bytes(content); part.replace(path)
     except OSError as error: raise UserError(f'{path}: cannot be written ({error.strerror}); name another place') from None
 
+# %% ../../nbs/10_poses/05_drawing.ipynb #e3b52cd0
 def save(drawing: Figure,  # any matplotlib figure
          path: str | Path,  # without suffix
          dpi: int = 150,  # of the PNG
@@ -126,7 +131,7 @@ def save(drawing: Figure,  # any matplotlib figure
     for each, content in zip(paths, (pdf, png(drawing, dpi))): write_whole(each, content)
     return paths
 
-# %% ../../nbs/10_poses/05_drawing.ipynb #0d60c9f5
+# %% ../../nbs/10_poses/05_drawing.ipynb #8a5be94e
 ROW = 2.0  # inches: 200 pixels at the 100 dots an inch of a notebook
 
 def chosen_frames(clip: Clip,
@@ -139,6 +144,7 @@ def chosen_frames(clip: Clip,
         raise UserError(f'drawing: clip {clip.id} has frames 0 to {len(clip) - 1}, asked for {wanted.tolist()}')
     return wanted
 
+# %% ../../nbs/10_poses/05_drawing.ipynb #82f87985
 def draw_row(ax: Axes,  # whose y axis points up, one unit a row
              clip: Clip,
              which: np.ndarray,  # (n,) frames
@@ -153,7 +159,7 @@ def draw_row(ax: Axes,  # whose y axis points up, one unit a row
     inside = (np.abs(place - .5) < .6).all(-1)   # a wild estimate must not draw across its neighbours
     figure(ax, moved, np.where(inside, clip.confidence[which], 0), clip.layout)
 
-# %% ../../nbs/10_poses/05_drawing.ipynb #c62be4a0
+# %% ../../nbs/10_poses/05_drawing.ipynb #24ea2236
 def hand_landmarks(table: Layout,
                    part: str,  # 'left_hand' or 'right_hand'
                    ) -> np.ndarray:  # (n,) indices
@@ -161,6 +167,7 @@ def hand_landmarks(table: Layout,
     members = table.indices(part)
     return members if any('wrist' in table.points[i] for i in members) else np.append(members, table.index(part.replace('hand', 'wrist')))
 
+# %% ../../nbs/10_poses/05_drawing.ipynb #742ca25a
 def draw_hands(ax: Axes,
                clip: Clip,
                which: np.ndarray,  # (n,) frames
@@ -180,7 +187,7 @@ def draw_hands(ax: Axes,
         moved[:, members], shown[:, members] = places + [0, bottom + height/2], whole[which, None]
         figure(ax, moved, shown, clip.layout, width=1.1)
 
-# %% ../../nbs/10_poses/05_drawing.ipynb #367450db
+# %% ../../nbs/10_poses/05_drawing.ipynb #100e2b25
 def draw_weights(ax: Axes,
                  weights: np.ndarray,  # (T,) at least 0
                  panels: int,  # windows in a row
@@ -193,6 +200,7 @@ def draw_weights(ax: Axes,
     ax.fill_between(time, bottom, level, color='#777777', linewidth=0, step='mid')
     ax.plot(time[[0, -1]], [bottom, bottom], color='#777777', linewidth=.6)
 
+# %% ../../nbs/10_poses/05_drawing.ipynb #a03849c3
 def strip(clip: Clip,
           frames: int | Sequence[int] = 8,  # how many, or which
           weights: np.ndarray | None = None,  # (T,) one a frame, such as attention
@@ -223,48 +231,57 @@ def strip(clip: Clip,
         if weights is not None: draw_weights(ax, np.asarray(weights), count, width, -foot + .01, foot - .1)
     return drawing
 
-# %% ../../nbs/10_poses/05_drawing.ipynb #8a5be94e
+# %% ../../nbs/10_poses/05_drawing.ipynb #97faedbc
 def wrists(table: Layout) -> dict[str, int]:  # part → landmark index
     "The wrist of each hand."
     return {f'{side}_hand': table.index(f'{side}_wrist') for side in ('left', 'right')}
 
+# %% ../../nbs/10_poses/05_drawing.ipynb #4c5d3c0e
 def path_of(clip: Clip,
             point: int,  # landmark index
             ) -> np.ndarray:  # (T, 2), NaN where missing
     "Where a landmark goes in the picture."
     return np.where(clip.confidence[:, point, None] > 0, clip.points[:, point, :2], np.nan)
 
+# %% ../../nbs/10_poses/05_drawing.ipynb #5c25093a
+def draw_paths(plane: Axes,  # for x and y
+               over_time: Sequence[Axes],  # for x, for y
+               clip: Clip,
+               style: str = '-'):  # of matplotlib
+    "The paths of both wrists with their beginning and end."
+    for part, point in wrists(clip.table).items():
+        path, seen = path_of(clip, point), clip.confidence[:, point].nonzero()[0]
+        plane.plot(*path.T, style, color=COLOURS[part])
+        for at, face in zip(seen[[0, -1]] if len(seen) else [], ('white', COLOURS[part])):
+            plane.plot(*path[at], 'o', color=COLOURS[part], markerfacecolor=face, markersize=4)
+        for ax, values in zip(over_time, path.T):
+            ax.plot(np.arange(len(clip))/clip.fps, values, style, color=COLOURS[part], label=part.replace('_', ' ') if style == '-' else None)
+
+# %% ../../nbs/10_poses/05_drawing.ipynb #823655e7
 def trajectories(clip: Clip,
                  beside: Clip | None = None,  # dashed
                  height: float = 2.2,  # inches
                  ) -> Drawing:  # paths in the plane, and each coordinate over time
     "The paths of both wrists."
     left, right, top, low = limits([clip] + ([beside] if beside else []))
+    wide = height*(right - left)/(low - top)
     with matplotlib.rc_context(STYLE):
-        drawing = Drawing(figsize=(height*(right - left)/(low - top) + 3.4, height), layout='constrained')
-        grid = drawing.add_gridspec(2, 2, width_ratios=((right - left)/(low - top)*height, 3.2))
+        drawing = Drawing(figsize=(wide + 3.4, height), layout='constrained')
+        grid = drawing.add_gridspec(2, 2, width_ratios=(wide, 3.2))
         plane = drawing.add_subplot(grid[:, 0], xlim=(left, right), ylim=(low, top), aspect='equal'); plane.axis('off')
         over_time = [drawing.add_subplot(grid[row, 1]) for row in (0, 1)]
         for lines in figure(plane, clip.points[len(clip)//2], clip.confidence[len(clip)//2], clip.layout): lines.set_alpha(.35)
         for row, style in ((clip, '-'), (beside, '--')):
-            if row is None: continue
-            for part, point in wrists(row.table).items():
-                path, seen = path_of(row, point), row.confidence[:, point].nonzero()[0]
-                plane.plot(*path.T, style, color=COLOURS[part])
-                for at, face in zip(seen[[0, -1]] if len(seen) else [], ('white', COLOURS[part])):
-                    plane.plot(*path[at], 'o', color=COLOURS[part], markerfacecolor=face, markersize=4)
-                label = part.replace('_', ' ') if row is clip else None
-                for ax, values in zip(over_time, path.T):
-                    ax.plot(np.arange(len(row))/row.fps, values, style, color=COLOURS[part], label=label)
-        for ax, name in zip(over_time, ('x, rightwards', 'y, downwards')): ax.set_ylabel(name)
-        over_time[0].tick_params(labelbottom=False); over_time[1].set_xlabel('seconds'); over_time[1].invert_yaxis()
-        over_time[0].legend(ncols=2, loc='lower left', bbox_to_anchor=(0, 1))
-        for ax in over_time:
+            if row is not None: draw_paths(plane, over_time, row, style)
+        for ax, name in zip(over_time, ('x, rightwards', 'y, downwards')):
+            ax.set_ylabel(name)
             for moment in sorted({moment for start, end, _ in clip.segments for moment in (start, end)}):
                 ax.axvline(moment/clip.fps, color='#BBBBBB', linewidth=.6, zorder=0)
+        over_time[0].tick_params(labelbottom=False); over_time[1].set_xlabel('seconds'); over_time[1].invert_yaxis()
+        over_time[0].legend(ncols=2, loc='lower left', bbox_to_anchor=(0, 1))
     return drawing
 
-# %% ../../nbs/10_poses/05_drawing.ipynb #088561f4
+# %% ../../nbs/10_poses/05_drawing.ipynb #fbeab0bc
 OVERSAMPLING = 3
 
 def gif_palette() -> Image.Image:  # one pixel that carries the palette
@@ -275,6 +292,7 @@ def gif_palette() -> Image.Image:  # one pixel that carries the palette
     palette.putpalette(np.resize(shades.round().astype(np.uint8), 768).tolist())
     return palette
 
+# %% ../../nbs/10_poses/05_drawing.ipynb #d04c2f4d
 def raster(rows: Sequence[tuple[np.ndarray, np.ndarray, Layout]],  # points and confidence of a frame, and the layout; one a figure
            window: tuple[float, float, float, float],  # of `limits`
            height: int,  # pixels
@@ -291,6 +309,7 @@ def raster(rows: Sequence[tuple[np.ndarray, np.ndarray, Layout]],  # points and 
             for (x0, y0), (x1, y1) in np.clip(ends, -10**6, 10**6).tolist(): draw.line((x0, y0, x1, y1), fill=COLOURS[part], width=thick)
     return picture.reduce(OVERSAMPLING)
 
+# %% ../../nbs/10_poses/05_drawing.ipynb #bfa758d6
 def gif(clip: Clip,
         path: str | Path,  # of the file
         height: int = 200,  # pixels

@@ -49,10 +49,12 @@ def refuse_mismatch(first: Clip, second: Clip):
         if None in shapes: raise UserError(f'{where}: stream {name} is in one of them only; drop it or compute it for both')
         if shapes[0] != shapes[1]: raise UserError(f'{where}: stream {name} has frames of shape {shapes[0]} and {shapes[1]}')
 
+# %% ../../nbs/10_poses/03_joining.ipynb #07a6af6e
 def spans(clip: Clip) -> tuple[tuple[int, int, str], ...]:  # (start, end, gloss)
     "The segments of a clip; a single sign without any is one segment."
     return clip.segments or (((0, len(clip), clip.gloss),) if clip.gloss else ())
 
+# %% ../../nbs/10_poses/03_joining.ipynb #ccae2bad
 def joined_words(first: Clip, second: Clip) -> dict[str, str]:
     "Ids, texts and glosses in sequence; what both agree on otherwise, and nothing where they differ."
     both = {name: (getattr(first, name), getattr(second, name)) for name in ('id', 'text', 'gloss', 'signer', 'language', 'split', 'source')}
@@ -60,7 +62,7 @@ def joined_words(first: Clip, second: Clip) -> dict[str, str]:
     return {name: sequence[name].join(filter(None, pair)) if name in sequence else pair[0] if pair[0] == pair[1] else ''
             for name, pair in both.items()}
 
-# %% ../../nbs/10_poses/03_joining.ipynb #07a6af6e
+# %% ../../nbs/10_poses/03_joining.ipynb #b7d9ad60
 def mixed_points(first: Clip, second: Clip,  # each at least `frames` long
                  frames: int,  # the last of the first clip, the first of the second
                  ) -> tuple[np.ndarray, np.ndarray]:  # (frames, V, C) points, (frames, V) confidence
@@ -71,6 +73,7 @@ def mixed_points(first: Clip, second: Clip,  # each at least `frames` long
     confidence = (1 - fade(frames)[:, None])*first.confidence[-frames:] + fade(frames)[:, None]*second.confidence[:frames]
     return ((1 - w)*a[-frames:] + w*b[:frames]).astype(np.float32), confidence.astype(np.float32)
 
+# %% ../../nbs/10_poses/03_joining.ipynb #b8669988
 def cross_fade(first: Clip, second: Clip,
                frames: int,  # that run at the same time
                ) -> Clip:  # len(first) + len(second) - frames
@@ -90,7 +93,7 @@ def cross_fade(first: Clip, second: Clip,
                    confidence=joined(first.confidence, second.confidence, confidence),
                    segments=tuple((s, e, g) for s, e, g in segments if e > s), **joined_words(first, second))
 
-# %% ../../nbs/10_poses/03_joining.ipynb #c3a19ee6
+# %% ../../nbs/10_poses/03_joining.ipynb #b1cb8d48
 DECAY = .7  # of the velocity, each frame
 
 def coast(clip: Clip,
@@ -109,13 +112,14 @@ def coast(clip: Clip,
                    confidence=np.concatenate([clip.confidence, np.repeat(confidence[None], frames, 0)]),
                    streams={name: np.concatenate([stream, blend(name, stream, a, b, share)]) for name, stream in clip.streams.items()})
 
+# %% ../../nbs/10_poses/03_joining.ipynb #0390d29b
 def backwards(clip: Clip) -> Clip:  # the last frame first
     "The clip in reversed time."
     return replace(clip, points=clip.points[::-1], confidence=clip.confidence[::-1],
                    segments=tuple((len(clip) - e, len(clip) - s, g) for s, e, g in reversed(clip.segments)),
                    streams={name: stream[::-1] for name, stream in clip.streams.items()})
 
-# %% ../../nbs/10_poses/03_joining.ipynb #6d32eadb
+# %% ../../nbs/10_poses/03_joining.ipynb #605b848a
 SHORTEST, LONGEST = .2, .6  # seconds
 
 def transition_frames(first: Clip, second: Clip,
@@ -136,7 +140,7 @@ def transition_frames(first: Clip, second: Clip,
     needed = 15/8*distance/quick if quick > 0 else SHORTEST if distance == 0 else LONGEST
     return int(np.ceil(np.clip(needed, SHORTEST, LONGEST)*first.fps))
 
-# %% ../../nbs/10_poses/03_joining.ipynb #6632c7b8
+# %% ../../nbs/10_poses/03_joining.ipynb #b49a4e11
 def raised(clip: Clip) -> np.ndarray:  # (T,) bool
     "In which frames a wrist is above its elbow."
     up = np.zeros(len(clip), dtype=bool)
@@ -145,6 +149,7 @@ def raised(clip: Clip) -> np.ndarray:  # (T,) bool
         up |= (clip.points[:, wrist, 1] < clip.points[:, elbow, 1]) & (clip.confidence[:, [wrist, elbow]] > 0).all(1)
     return up
 
+# %% ../../nbs/10_poses/03_joining.ipynb #2641d06b
 def without_rest(clip: Clip,
                  start: bool = True,  # drop the rest before the sign
                  end: bool = True,  # and after it
@@ -154,6 +159,7 @@ def without_rest(clip: Clip,
     if len(up) == 0: return clip
     return cut(replace(clip, segments=spans(clip)), up[0] if start else 0, up[-1] + 1 if end else len(clip))
 
+# %% ../../nbs/10_poses/03_joining.ipynb #7fc86c43
 def stitch(clips: Sequence[Clip],  # in order; body-normalised if they come from different signers or cameras
            frames: int | None = None,  # of every transition; by default what the hands need
            rest: bool = False,  # keep the frames in which the hands rest between signs
