@@ -161,3 +161,62 @@ def test_reading_is_fast(tmp_path):
     start = time.perf_counter()
     assert sum(len(clip.points) for clip in table) == 200*35
     assert (time.perf_counter() - start)/200 < 2e-3   # about 0.05 ms on an idle core
+
+
+# The catalog between real files and the store
+
+@pytest.fixture
+def alphabet(tmp_path):
+    "A data root with a tiny corpus in the place and the format of the real alphabets."
+    from signbook.corpora.formats import write_pose_folder
+    clips = [toy(n) for n in range(4)]
+    for clip, letter in zip(clips, 'ABAB'): clip.gloss = clip.text = letter; clip.language = 'ase'
+    write_pose_folder(clips, tmp_path/'root'/'fingerspelling')
+    return tmp_path/'root'
+
+
+def test_a_corpus_is_read_and_packed_without_touching_its_folder(alphabet, tmp_path):
+    from signbook.corpora import catalog
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in alphabet.rglob('*') if path.is_file()}
+    clips = catalog.load('fingerspelling', root=alphabet)
+    table = catalog.build('fingerspelling', 'laptop', tmp_path/'packed', root=alphabet)
+    assert [clip.gloss for clip in clips] == table.columns(['gloss'])['gloss'] == list('ABAB')
+    assert all(np.array_equal(a.points, b.points) for a, b in zip(clips, table))
+    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in alphabet.rglob('*') if path.is_file()}
+    with pytest.raises(UserError, match='is not a store'): catalog.build('fingerspelling', 'laptop', alphabet/'fingerspelling', root=alphabet)
+
+
+def test_broken_corpora_are_one_sentence_and_leave_no_store(alphabet, tmp_path):
+    from signbook.corpora import catalog
+    files = sorted((alphabet/'fingerspelling').rglob('*.pose'))
+    files[1].write_bytes(files[1].read_bytes()[:-100])
+    with pytest.raises(UserError, match=files[1].name): catalog.build('fingerspelling', 'laptop', tmp_path/'packed', root=alphabet)
+    files[1].unlink(); files[2].unlink()
+    with pytest.raises(UserError, match='2 of the 4 files') as error: catalog.build('fingerspelling', 'laptop', tmp_path/'packed', root=alphabet)
+    assert files[1].name in str(error.value) and files[2].name in str(error.value)
+    with pytest.raises(UserError, match="no split 'dev'; its splits: none of its own"):
+        for file in files[1:3]: file.write_bytes(files[0].read_bytes())
+        catalog.load('fingerspelling', 'dev', root=alphabet)
+    assert not (tmp_path/'packed').exists() and [p.name for p in tmp_path.iterdir()] == ['root']
+
+
+def test_the_data_root_comes_from_the_argument_before_the_environment(alphabet, tmp_path, monkeypatch):
+    from signbook.corpora import catalog
+    monkeypatch.setenv('SIGNBOOK_DATA', str(tmp_path/'elsewhere'))
+    assert catalog.locate('fingerspelling', alphabet) == alphabet/'fingerspelling'
+    with pytest.raises(UserError, match='does not exist; take the folder'): catalog.locate('fingerspelling')
+    monkeypatch.delenv('SIGNBOOK_DATA')
+    with pytest.raises(UserError, match='set SIGNBOOK_DATA or give --root'): catalog.locate('fingerspelling')
+
+
+def test_the_real_alphabets_are_those_of_the_catalog():
+    from signbook.corpora import catalog
+    data = os.environ.get('SIGNBOOK_DATA')
+    if not data or not os.path.isdir(os.path.join(data, 'fingerspelling')):
+        pytest.skip('SIGNBOOK_DATA is not set or holds no fingerspelling')
+    assert catalog.differences('fingerspelling') == []
+
+
+def test_listing_the_catalog_is_light():
+    code = "import sys; from signbook.corpora.catalog import entries; entries(); print([m for m in ('datasets', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'

@@ -43,8 +43,10 @@ ENTRIES = (
           (('glosses', 200), ('signers', 12), ('clips at smoke', 800), ('clips at laptop', 4000))),
     Entry('fingerspelling', 'manual alphabets of the spoken-to-signed-translation project', 'MIT', 'public', '79 MB',
           'eleven language codes in the index, written letters', 'isolated letters: the letter',
-          'none of its own: leave one language out, after the audit', 'Moryossef et al., An Open-Source Gloss-Based Baseline for Spoken to Signed Language Translation, 2023 (arXiv 2305.17714)',
-          'take the folder spoken_to_signed/assets/fingerspelling_lexicon of github.com/sign-language-processing/spoken-to-signed-translation',
+          'none of its own: leave one language out, after the audit',
+          'Moryossef et al., An Open-Source Gloss-Based Baseline for Spoken to Signed Language Translation, 2023 (arXiv 2305.17714)',
+          'take the folder spoken_to_signed/assets/fingerspelling_lexicon of the public repository '
+          'sign-language-processing/spoken-to-signed-translation',
           (('rows', 338), ('files', 312), ('languages', 11)),
           (('index.csv', '2ccb84bc771968b1246b453d3cb233b3ee31497c1ce6a44bd7b04e5c47f1b623'),)),
 )
@@ -119,15 +121,16 @@ def differences(name: str,  # a catalog id
 def clips_of(name: str,  # a catalog id
              preset: str = 'laptop',  # how much of the embedded corpus is made; a real corpus is always whole
              root: str | Path | None = None,  # folder of corpora
+             split: str | None = None,  # only these clips
              ) -> Iterable[Clip]:
-    "Every clip of a corpus from its own source, one after the other."
+    "The clips of a corpus from its own source, one after the other."
     folder = locate(name, root)
     if name == 'pocket':
         from signbook.corpora import pocket
-        return pocket.clips(preset)
+        return pocket.clips(preset, split=split)
     refuse_missing(folder)
     from signbook.corpora.formats import read_pose_folder
-    return read_pose_folder(folder)
+    return (clip for clip in read_pose_folder(folder) if split in (None, clip.split))
 
 # %% ../../nbs/20_corpora/10_catalog.ipynb #c1d9504c
 def build(name: str,  # a catalog id
@@ -149,9 +152,6 @@ def load(name: str,  # a catalog id
     if folder and (folder/CONTRACT).is_file():
         table = read(folder)
         return table if split is None else table.where(split=split)
-    clips = list(clips_of(name, preset, root))
-    chosen = [clip for clip in clips if split in (None, clip.split)]
-    if not chosen:
-        raise UserError(f'corpus {name}: no split {split!r}; it has {", ".join(sorted({clip.split for clip in clips} - {""})) or "none"} '
-                        f'({entry(name).split_policy})')
-    return chosen
+    clips = list(clips_of(name, preset, root, split))
+    if not clips: raise UserError(f'corpus {name}: no split {split!r}; its splits: {entry(name).split_policy}')
+    return clips
