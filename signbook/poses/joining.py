@@ -44,6 +44,8 @@ def refuse_mismatch(first: Clip, second: Clip):
     for name, advice in (('layout', 'convert one of them'), ('fps', 'resample one of them')):
         a, b = getattr(first, name), getattr(second, name)
         if a != b: raise UserError(f'{where}: {name} {a} and {b}; {advice} first')
+    if first.points.shape[2] != second.points.shape[2]:
+        raise UserError(f'{where}: points of {first.points.shape[2]} and {second.points.shape[2]} coordinates; drop the third')
     for name in sorted({*first.streams, *second.streams}):
         shapes = [clip.streams[name].shape[1:] if name in clip.streams else None for clip in (first, second)]
         if None in shapes: raise UserError(f'{where}: stream {name} is in one of them only; drop it or compute it for both')
