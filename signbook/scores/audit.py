@@ -14,6 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 import numpy as np
 import pandas as pd
@@ -33,6 +34,7 @@ class Finding:
     numbers: dict[str, Any] = field(default_factory=dict)
     rows: tuple[dict[str, Any], ...] = ()
 
+# %% ../../nbs/30_scores/07_audit.ipynb #e28e5806
 @dataclass(frozen=True)
 class Audit:
     "The findings about one corpus."
@@ -62,7 +64,7 @@ def shown(
     if isinstance(value, list | tuple): return ' '.join(map(str, value[:most])) + (f' … ({len(value)})' if len(value) > most else '')
     return f'{value:.4g}' if isinstance(value, float) else str(value)
 
-# %% ../../nbs/30_scores/07_audit.ipynb #cd161ea0
+# %% ../../nbs/30_scores/07_audit.ipynb #56a67496
 def fingerprint(
     clip: Clip,
 ) -> str:  # 16 hexadecimal digits
@@ -74,6 +76,7 @@ def fingerprint(
     points = np.where(seen[inside, :, None], clip.points[inside], 0).astype(np.float16) + np.float16(0)   # -0 and 0 are one
     return hashlib.sha256(repr(points.shape).encode() + points.tobytes()).hexdigest()[:16]
 
+# %% ../../nbs/30_scores/07_audit.ipynb #9b86df87
 def described(
     clips: Iterable[Clip],
     bins: int = 16,  # stretches of time
@@ -88,7 +91,7 @@ def described(
     if len({len(vector) for vector in vectors}) > 1: raise UserError('clips: they have different layouts; audit one layout at a time')
     return pd.DataFrame(rows), np.stack(vectors)
 
-# %% ../../nbs/30_scores/07_audit.ipynb #56a67496
+# %% ../../nbs/30_scores/07_audit.ipynb #33dd69d2
 def repeated(
     table: pd.DataFrame,  # from `described`, or any table with these columns
     column: str,          # 'hash' or 'source'
@@ -109,6 +112,7 @@ def repeated(
     numbers = {'groups': len(rows), 'copies': copies} | {f'across_{name}': count for name, count in crossing.items()}
     return Finding(check, any(crossing.values()), sentence, numbers, tuple(rows))
 
+# %% ../../nbs/30_scores/07_audit.ipynb #4be6951e
 def exact_duplicates(
     table: pd.DataFrame,  # from `described`
 ) -> Finding:
@@ -119,9 +123,10 @@ def same_sources(
     table: pd.DataFrame,  # from `described`
 ) -> Finding:
     "Clips that were read from the same file."
-    return repeated(table, 'source', 'same files', 'files that are listed more than once')
+    files = table[[bool(Path(source).suffix) for source in table['source']]]    # a source without ending names a generator, not a file
+    return repeated(files, 'source', 'same files', 'files that are listed more than once')
 
-# %% ../../nbs/30_scores/07_audit.ipynb #567404a1
+# %% ../../nbs/30_scores/07_audit.ipynb #1fb47cde
 def overlap(
     table: pd.DataFrame,     # from `described`
     column: str = 'signer',  # or 'source', 'gloss' …
@@ -136,7 +141,7 @@ def overlap(
     sentence = f'{len(shared)} of {len(counts)} {column}s occur in more than one of {splits}'
     return Finding(f'{column} overlap', bool(len(shared)), sentence, {'shared': len(shared), 'all': len(counts), 'known': len(known)}, rows)
 
-# %% ../../nbs/30_scores/07_audit.ipynb #aeaf4cc0
+# %% ../../nbs/30_scores/07_audit.ipynb #46f3ea55
 def nearest(
     test: np.ndarray,   # (M, D)
     train: np.ndarray,  # (N, D)
@@ -147,6 +152,7 @@ def nearest(
     index = np.concatenate([squared_distances(part, train).argmin(1) for part in parts])
     return index, np.linalg.norm(test - train[index], axis=1)    # again, without the rounding of the products
 
+# %% ../../nbs/30_scores/07_audit.ipynb #5298e5cc
 def near_limit(
     table: pd.DataFrame,
     vectors: np.ndarray,      # (N, D)
@@ -161,6 +167,7 @@ def near_limit(
     if not pairs.any(): return 0.0
     return .5*float(np.sqrt(np.quantile(squared_distances(vectors[chosen], vectors[chosen])[pairs], quantile)))
 
+# %% ../../nbs/30_scores/07_audit.ipynb #721cc091
 def near_duplicates(
     table: pd.DataFrame,              # from `described`
     vectors: np.ndarray,              # (N, D) from `described`
@@ -182,7 +189,7 @@ def near_duplicates(
     sentence = f'{len(rows)} pairs of clips of different {by}s are nearer than {limit:.3g}, the limit for independent recordings'
     return Finding('near duplicates', bool(rows), sentence, {'pairs': len(rows), 'threshold': limit}, rows)
 
-# %% ../../nbs/30_scores/07_audit.ipynb #0ad87782
+# %% ../../nbs/30_scores/07_audit.ipynb #0f338640
 def memorisation(
     table: pd.DataFrame,
     vectors: np.ndarray,             # (N, D)
@@ -201,6 +208,7 @@ def memorisation(
     found = accuracy is not None and interval.value >= .9*accuracy
     return Finding('memorisation', found, sentence, {'neighbour': interval.value, 'model': accuracy, 'n': len(new)})
 
+# %% ../../nbs/30_scores/07_audit.ipynb #42b00603
 def by_distance(
     distance: np.ndarray,  # (N,) of every test clip to the nearest training clip, from `nearest`
     correct: np.ndarray,   # (N,) booleans
@@ -216,7 +224,7 @@ def by_distance(
                      'from': interval.low, 'to': interval.high})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/30_scores/07_audit.ipynb #7658746b
+# %% ../../nbs/30_scores/07_audit.ipynb #f8b21eae
 def two_proportions(
     first_right: float,   # right clips of the first
     first_n: int,         # all clips of the first
@@ -231,7 +239,7 @@ def two_proportions(
     z = (shares[1] - shares[0])/math.sqrt(variance)
     return float(z), float(2*norm.sf(abs(z)))
 
-# %% ../../nbs/30_scores/07_audit.ipynb #49403124
+# %% ../../nbs/30_scores/07_audit.ipynb #dfaf141c
 # capital letters drawn alike in the three scripts, after the confusables table of Unicode
 LATIN, ALIKE = 'ABCEHIJKMOPSTXYÏZN', {'CYRILLIC': 'АВСЕНІЈКМОРЅТХУЇ  ', 'GREEK': 'ΑΒ ΕΗΙ ΚΜΟΡ ΤΧΥΪΖΝ'}
 
@@ -241,6 +249,7 @@ def script(
     "The Unicode scripts of the letters of a label."
     return '+'.join(dict.fromkeys(unicodedata.name(sign, 'UNKNOWN').split()[0] for sign in label if sign.isalpha()))
 
+# %% ../../nbs/30_scores/07_audit.ipynb #d6e9a889
 def scripts(
     labels: Sequence[str],
     groups: Sequence[Hashable],  # language of every label
@@ -258,7 +267,7 @@ def scripts(
     return Finding('scripts', len(alphabets) > 1, sentence, {'scripts': {n: sum(c.values()) for n, c in counts.items()}, 'twins': len(twins)},
                    tuple(rows + twins))
 
-# %% ../../nbs/30_scores/07_audit.ipynb #e328fc4f
+# %% ../../nbs/30_scores/07_audit.ipynb #0372c6c7
 def letter(
     label: str,
 ) -> str:  # the capital letter, or '' when the label is no single Latin letter
@@ -267,6 +276,7 @@ def letter(
     if len(sign) != 1 or script(sign) != 'LATIN': return ''
     return sign.upper() if len(sign.upper()) == 1 else sign    # the capital of ß would be two letters
 
+# %% ../../nbs/30_scores/07_audit.ipynb #821050ae
 def shared_letters(
     table: pd.DataFrame,  # columns source, gloss, language; hash where clips were read
 ) -> tuple[list[str], dict[str, str]]:  # letters in order; language -> '' when it is used, else why not
@@ -284,7 +294,7 @@ def shared_letters(
     used = [letters[language] for language, why in verdicts.items() if not why]
     return sorted(set.intersection(*used)) if used else [], verdicts
 
-# %% ../../nbs/30_scores/07_audit.ipynb #0f338640
+# %% ../../nbs/30_scores/07_audit.ipynb #964307d0
 def alphabets(
     table: pd.DataFrame,  # columns source, gloss, language; hash where clips were read
 ) -> Finding:             # found: some alphabet must be left out
@@ -296,7 +306,7 @@ def alphabets(
     rows = tuple({'language': language, 'left out because': why} for language, why in out.items())
     return Finding('alphabets', bool(out) and bool(letters), sentence, {'languages': used, 'letters': letters, 'clips': kept}, rows)
 
-# %% ../../nbs/30_scores/07_audit.ipynb #42b00603
+# %% ../../nbs/30_scores/07_audit.ipynb #387906ee
 def audit(
     clips: Iterable[Clip],
     corpus: str = 'the corpus',     # name, for the report

@@ -26,13 +26,14 @@ class Tripwire:
         "A dictionary of plain values."
         return asdict(self)
 
+# %% ../../nbs/30_scores/08_tripwires.ipynb #b58a3f64
 def tripped(
     wires: Sequence[Tripwire],
 ) -> list[str]:                 # sentences, empty for a run above suspicion
     "What a table must print under a run."
     return [f'{wire.name}: {wire.sentence}' for wire in wires if wire.tripped]
 
-# %% ../../nbs/30_scores/08_tripwires.ipynb #b58a3f64
+# %% ../../nbs/30_scores/08_tripwires.ipynb #a80da504
 def above_validation(
     validation_right: int,
     validation_clips: int,
@@ -46,7 +47,7 @@ def above_validation(
     sentence = f'{test:.2f} % of {test_clips} test clips against {validation:.2f} % of {validation_clips} validation clips, z = {z:.1f}'
     return Tripwire('test above validation', z > limit, sentence, {'z': z, 'p': p, 'validation': validation/100, 'test': test/100})
 
-# %% ../../nbs/30_scores/08_tripwires.ipynb #a80da504
+# %% ../../nbs/30_scores/08_tripwires.ipynb #ed850486
 def constant_output(
     predicted: Sequence[int],  # (N,)
     truth: Sequence[int],      # (N,)
@@ -60,7 +61,7 @@ def constant_output(
     sentence = f'{100*answers:.1f} % of the answers are the same, as are {100*truths:.1f} % of the true labels'
     return Tripwire('constant output', answers >= limit > truths, sentence, {'answers': answers, 'truths': truths})
 
-# %% ../../nbs/30_scores/08_tripwires.ipynb #ed850486
+# %% ../../nbs/30_scores/08_tripwires.ipynb #f4b1c2d4
 def independent_of_input(
     predict: Callable[[list], np.ndarray],  # clips -> (N,) labels or (N, K) scores
     clips: Sequence[Any],                   # whatever the model takes, at least 2
@@ -81,7 +82,7 @@ def independent_of_input(
     sentence = f'{100*stay:.1f} % of the answers stay in place when clips change places, {100*follow:.1f} % follow their clip'
     return Tripwire('output independent of input', stay >= limit or follow < least, sentence, {'stay': stay, 'follow': follow})
 
-# %% ../../nbs/30_scores/08_tripwires.ipynb #f4b1c2d4
+# %% ../../nbs/30_scores/08_tripwires.ipynb #3672989b
 def remembering(
     neighbour: float,   # top-1 of the 1-NN control on the same test clips
     model: float,       # top-1 of the model
@@ -93,7 +94,7 @@ def remembering(
     sentence = f'the nearest training clip scores {100*neighbour:.1f} %, the model {100*model:.1f} %'
     return Tripwire('no better than remembering', neighbour >= limit*model, sentence, {'neighbour': neighbour, 'model': model})
 
-# %% ../../nbs/30_scores/08_tripwires.ipynb #3672989b
+# %% ../../nbs/30_scores/08_tripwires.ipynb #14e02075
 def fitted_change(
     values: Sequence[float],  # one an epoch
 ) -> float:                   # in the unit of the values
@@ -101,6 +102,7 @@ def fitted_change(
     steps = np.arange(len(values)) - (len(values) - 1)/2
     return float(steps @ np.asarray(values)/(steps @ steps)*(len(values) - 1))
 
+# %% ../../nbs/30_scores/08_tripwires.ipynb #7784c4e4
 def loss_and_score_fall(
     loss: Sequence[float],   # one an epoch
     score: Sequence[float],  # one an epoch; more is better

@@ -51,6 +51,7 @@ def as_numbers(
         raise UserError(f'{name}: clip {first} has {values[first]}; give every clip a number')
     return values
 
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #fd4d1206
 def cluster_index(
     groups: Sequence[Hashable] | None,  # (N,) signer or language of every clip; None: every clip stands alone
     count: int,                         # N
@@ -61,6 +62,7 @@ def cluster_index(
     number: dict[Hashable, int] = {}
     return np.array([number.setdefault(group, len(number)) for group in groups])
 
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #30fc16af
 def resamples(
     units: int,   # how many clips or clusters there are
     count: int,   # how many resamples
@@ -71,7 +73,7 @@ def resamples(
     flat = draw + units*np.arange(count)[:, None]
     return np.bincount(flat.ravel(), minlength=count*units).reshape(count, units)
 
-# %% ../../nbs/30_scores/04_uncertainty.ipynb #fd4d1206
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #0c3331f8
 def resampled_scores(
     rows: np.ndarray,                     # (N,) values, or (N, …) whatever the statistic takes
     clusters: np.ndarray,                 # (N,) from `cluster_index`
@@ -91,6 +93,7 @@ def resampled_scores(
     draws = np.random.default_rng(seed).integers(0, units, (count, units))
     return np.array([statistic(rows[np.concatenate([members[unit] for unit in draw])]) for draw in draws])
 
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #c56e2d1e
 def bootstrap(
     values: Any,                                # (N,) booleans or numbers; with a statistic also (N, …)
     statistic: Callable | None = None,          # rows -> number; None: the mean
@@ -109,7 +112,7 @@ def bootstrap(
     signature = f'{name}|bootstrap percentile 95 %|units:{units}|resamples:{count}|seed:{seed}'
     return Interval(float(value), float(low), float(high), len(rows), signature)
 
-# %% ../../nbs/30_scores/04_uncertainty.ipynb #0c3331f8
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #c5f2d450
 def wilson(
     correct: Any,   # (N,) booleans
 ) -> Interval:      # 95 %
@@ -121,6 +124,7 @@ def wilson(
     low, high = (middle - half)/(1 + z*z/n), (middle + half)/(1 + z*z/n)
     return Interval(float(share), float(max(low, 0)), float(min(high, 1)), n, 'share|Wilson 95 %')
 
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #2366d5a6
 def by_group(
     correct: Any,                # (N,) booleans
     groups: Sequence[Hashable],  # (N,)
@@ -130,7 +134,7 @@ def by_group(
     if len(groups) != len(values): raise UserError(f'groups: there are {len(groups)} for {len(values)} clips; give one a clip')
     return {group: wilson(values[groups == group]) for group in sorted(set(groups.tolist()))}
 
-# %% ../../nbs/30_scores/04_uncertainty.ipynb #c56e2d1e
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #5c9f6ed9
 @dataclass(frozen=True)
 class Comparison:
     "The difference first − second between two systems, its interval, and the p-value of a paired test."
@@ -145,6 +149,7 @@ class Comparison:
         "The comparison that `as_json` wrote."
         return cls(Interval(**data['difference']), data['p'], data['test'])
 
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #26bfab12
 def paired(
     first: Any,   # (N,) or (N, …) of one system
     second: Any,  # the same of another, for the same clips in the same order
@@ -156,6 +161,7 @@ def paired(
         raise UserError(f'second: {len(second)} clips, but first has {len(first)}; score both systems on the same clips')
     return first, second
 
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #5e246689
 def paired_bootstrap(
     first: Any,                                # (N,) numbers, or rows for the statistic
     second: Any,                               # the same clips, another system
@@ -177,7 +183,7 @@ def paired_bootstrap(
     signature = f'difference|paired bootstrap percentile 95 %|units:{units}|resamples:{count}|seed:{seed}'
     return Comparison(Interval(float(value), float(low), float(high), len(first), signature), float(p), 'paired bootstrap')
 
-# %% ../../nbs/30_scores/04_uncertainty.ipynb #76333365
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #17884fbe
 def mcnemar(
     first: Any,   # (N,) booleans
     second: Any,  # (N,) booleans, the same clips
@@ -187,6 +193,7 @@ def mcnemar(
     only_first, only_second = int((first > second).sum()), int((second > first).sum())
     return float(min(1.0, 2*binom.cdf(min(only_first, only_second), only_first + only_second, .5)))
 
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #67253b2c
 def swap_scores(
     first: np.ndarray,           # (N, …)
     second: np.ndarray,          # (N, …)
@@ -208,6 +215,7 @@ def swap_scores(
         scores.append(statistic(np.where(swap, second, first)) - statistic(np.where(swap, first, second)))
     return np.array(scores)
 
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #53a7347e
 def paired_randomisation(
     first: Any,                                # (N,) numbers, or rows for the statistic
     second: Any,                               # the same clips, another system
@@ -226,7 +234,7 @@ def paired_randomisation(
     p = (1 + (np.abs(scores) >= abs(interval.value)*(1 - 1e-9) - 1e-12).sum())/(count + 1)
     return Comparison(interval, float(p), f'approximate randomisation ({count} swaps)')
 
-# %% ../../nbs/30_scores/04_uncertainty.ipynb #abc5f930
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #a037fbca
 def holm(
     p: dict[str, float],  # name of the comparison -> p-value
 ) -> dict[str, float]:    # the same names, corrected
@@ -239,7 +247,7 @@ def holm(
         corrected[name] = running
     return {name: corrected[name] for name in p}
 
-# %% ../../nbs/30_scores/04_uncertainty.ipynb #6d7c1ebc
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #6eea5646
 @dataclass(frozen=True)
 class Spread:
     "Mean and standard deviation of one score over seeds; the deviation of a single seed is unknown."
@@ -251,6 +259,7 @@ class Spread:
         deviation = '' if self.sd is None else f' ± {self.sd*scale:.{digits}f}'
         return f'{self.mean*scale:.{digits}f}{deviation} ({self.n} seed{"s" if self.n > 1 else ""})'
 
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #502ace16
 def over_seeds(
     scores: Sequence[float],  # one a seed
 ) -> Spread:
@@ -258,7 +267,7 @@ def over_seeds(
     values = as_numbers(scores, 'scores')
     return Spread(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values))
 
-# %% ../../nbs/30_scores/04_uncertainty.ipynb #3481eea8
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #eed190c1
 def resolution(
     n: int,                          # clips
     rate: float = .5,                # the score of both systems, roughly
@@ -267,6 +276,7 @@ def resolution(
     "The smallest difference between two systems that n clips can tell from chance at 95 %."
     return 1.96*math.sqrt((2*rate*(1 - rate) if disagreement is None else disagreement)/n)
 
+# %% ../../nbs/30_scores/04_uncertainty.ipynb #aa1a6952
 def verdict(
     comparison: Comparison,
     first: str,           # name of the first system

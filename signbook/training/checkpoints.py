@@ -33,7 +33,7 @@ def synced(
     finally: os.close(handle)
     return path
 
-# %% ../../nbs/40_training/02_checkpoints.ipynb #92d5c413
+# %% ../../nbs/40_training/02_checkpoints.ipynb #f1024a35
 def write_atomic(
     path: str | Path,   # the file to create or replace
     data: str | bytes,  # its whole contents
@@ -45,7 +45,7 @@ def write_atomic(
     os.replace(synced(temporary), path)
     return path
 
-# %% ../../nbs/40_training/02_checkpoints.ipynb #05ce14a6
+# %% ../../nbs/40_training/02_checkpoints.ipynb #11aaaa67
 def tensor_key(
     tensor: Tensor,                      # any tensor
 ) -> tuple[int, tuple, tuple, str, str] | None:  # equal for two names of the same memory; None for an empty tensor
@@ -53,6 +53,7 @@ def tensor_key(
     if not tensor.numel(): return None
     return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype), str(tensor.device)
 
+# %% ../../nbs/40_training/02_checkpoints.ipynb #8ac7b2e2
 def take_apart(
     tree: Any,                              # nested dicts, lists, tuples of tensors, arrays, numbers, strings, None
     tensors: dict[str, Tensor],             # filled: path -> tensor
@@ -79,7 +80,7 @@ def take_apart(
         return dict(items) if plain else {'$items': [list(item) for item in items]}
     raise TypeError(f'{path or "the tree"}: a {type(tree).__name__} cannot be written; use tensors, arrays, numbers, text, lists or dicts')
 
-# %% ../../nbs/40_training/02_checkpoints.ipynb #c5c022ad
+# %% ../../nbs/40_training/02_checkpoints.ipynb #f87ed531
 def put_together(
     plain: Any,                  # what `take_apart` returned, possibly after a round trip through JSON
     tensors: dict[str, Tensor],  # path -> tensor
@@ -93,7 +94,7 @@ def put_together(
     if '$items' in plain: return {key: put_together(value, tensors) for key, value in plain['$items']}
     return {key: put_together(value, tensors) for key, value in plain.items()}
 
-# %% ../../nbs/40_training/02_checkpoints.ipynb #f87ed531
+# %% ../../nbs/40_training/02_checkpoints.ipynb #1520fa1a
 def random_state() -> dict[str, Any]:  # a tree for `take_apart`
     "The states of all global random generators: python, numpy, torch and every CUDA device."
     version, words, gauss = random.getstate()
@@ -102,6 +103,7 @@ def random_state() -> dict[str, Any]:  # a tree for `take_apart`
             'numpy': {**array, 'state': {'key': array['state']['key'].tolist(), 'pos': array['state']['pos']}},
             'torch': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
+# %% ../../nbs/40_training/02_checkpoints.ipynb #9a808a25
 def restore_random_state(
     state: dict[str, Any],  # from `random_state`
 ) -> None:
@@ -114,7 +116,7 @@ def restore_random_state(
     torch.set_rng_state(state['torch'])
     if state['cuda'] and len(state['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state['cuda'])
 
-# %% ../../nbs/40_training/02_checkpoints.ipynb #4503d395
+# %% ../../nbs/40_training/02_checkpoints.ipynb #b14cbb24
 def fault(
     generation: Path,  # a generation folder
 ) -> str:              # '' when whole, else what is wrong
@@ -127,6 +129,7 @@ def fault(
             if hashlib.file_digest(handle, 'sha256').hexdigest() != digest: return f'{name} does not match its hash'
     return ''
 
+# %% ../../nbs/40_training/02_checkpoints.ipynb #ab45b9e7
 def generations(
     folder: Path,  # the checkpoints folder
 ) -> list[Path]:   # newest first; the one that LATEST names before all others
@@ -136,7 +139,7 @@ def generations(
     named = latest.read_text().strip() if latest.is_file() else ''
     return sorted(found, key=lambda path: path.name != named)    # stable: newest first among the rest
 
-# %% ../../nbs/40_training/02_checkpoints.ipynb #4756c231
+# %% ../../nbs/40_training/02_checkpoints.ipynb #a7ab5f19
 def save_checkpoint(
     folder: str | Path,  # the checkpoints folder, created when needed
     tree: Any,           # the whole state of the run
@@ -161,7 +164,7 @@ def save_checkpoint(
         if path != kept: shutil.rmtree(path)
     return new
 
-# %% ../../nbs/40_training/02_checkpoints.ipynb #8d7aca63
+# %% ../../nbs/40_training/02_checkpoints.ipynb #0c45080e
 def load_checkpoint(
     folder: str | Path,  # the checkpoints folder
 ) -> Any | None:         # the tree, or None when there is no checkpoint yet
@@ -175,7 +178,7 @@ def load_checkpoint(
     if found: raise UserError(f'{folder}: every checkpoint in it is damaged; delete the folder to train from the start')
     return None
 
-# %% ../../nbs/40_training/02_checkpoints.ipynb #27b7c869
+# %% ../../nbs/40_training/02_checkpoints.ipynb #067f6d31
 def first_difference(
     found: Any,       # the value in the file
     expected: Any,    # the value that the caller is about to use
@@ -194,7 +197,7 @@ def first_difference(
     if isinstance(expected, list) and isinstance(found, list): return f'{field} has {len(found)} entries, expected {len(expected)}'
     return '' if found == expected else f'{field} is {found!r}, expected {expected!r}'
 
-# %% ../../nbs/40_training/02_checkpoints.ipynb #b87ab1d9
+# %% ../../nbs/40_training/02_checkpoints.ipynb #4e79666b
 def save_weights(
     model: nn.Module,          # the model whose weights to keep
     path: str | Path,          # the .safetensors file
@@ -210,7 +213,7 @@ def save_weights(
     os.replace(synced(temporary), path)
     return path
 
-# %% ../../nbs/40_training/02_checkpoints.ipynb #ab45b9e7
+# %% ../../nbs/40_training/02_checkpoints.ipynb #bea5d920
 def read_contract(
     path: str | Path,   # the .safetensors file
 ) -> dict[str, Any]:    # {'contract': …, 'tied': {name: the name it shares memory with}}
@@ -222,6 +225,7 @@ def read_contract(
     if text is None: raise UserError(f'{path}: the file carries no contract; it was not written by save_weights')
     return json.loads(text)
 
+# %% ../../nbs/40_training/02_checkpoints.ipynb #32716800
 def load_weights(
     model: nn.Module,                         # filled in place
     path: str | Path,                         # the .safetensors file

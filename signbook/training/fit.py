@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHOICES', 'UNSEEN', 'FitConfig', 'seed_all', 'rate_factor', 'parameter_groups', 'in_groups', 'dealt', 'History',
            'is_better', 'accelerator_for', 'Journal', 'Run', 'prepare', 'not_a_number', 'train_step', 'Reporter',
-           'train_epoch', 'peak_megabytes', 'record_time', 'finish_epoch', 'fit', 'close']
+           'train_epoch', 'peak_megabytes', 'record_time', 'finish_epoch', 'close', 'fit']
 
 # %% ../../nbs/40_training/01_fit.ipynb #1e4d89e1
 import csv
@@ -113,6 +113,7 @@ def in_groups(
     stream = iter(batches)
     while group := list(itertools.islice(stream, size)): yield group
 
+# %% ../../nbs/40_training/01_fit.ipynb #d55d8029
 def dealt(
     group: list,     # batches of one optimiser step
     process: int,    # number of this process
@@ -122,7 +123,7 @@ def dealt(
     missing = -len(group) % processes
     return (group + list(itertools.islice(itertools.cycle(group), missing)))[process::processes]
 
-# %% ../../nbs/40_training/01_fit.ipynb #d55d8029
+# %% ../../nbs/40_training/01_fit.ipynb #5139a841
 @dataclass
 class History:
     "The rows of a run, one an epoch; `best` is the epoch whose weights are kept, `reason` says why the run ended."
@@ -143,7 +144,7 @@ class History:
         writer = csv.DictWriter(text, names, lineterminator='\n'); writer.writeheader(); writer.writerows(self.rows)
         return text.getvalue()
 
-# %% ../../nbs/40_training/01_fit.ipynb #5139a841
+# %% ../../nbs/40_training/01_fit.ipynb #81fa7582
 def is_better(
     row: dict[str, float],   # the epoch just finished
     best: dict[str, float],  # the best one so far; empty before the first
@@ -160,7 +161,7 @@ def is_better(
     first = next(((new - old)*sign for new, old, sign in order if new != old), 0.0)
     return first > 0
 
-# %% ../../nbs/40_training/01_fit.ipynb #81fa7582
+# %% ../../nbs/40_training/01_fit.ipynb #e7b8647e
 def accelerator_for(
     config: FitConfig,
 ) -> Any:               # an accelerate.Accelerator
@@ -175,7 +176,7 @@ def accelerator_for(
     if config.precision == 'fp16' and on_cpu: raise UserError("precision: 'fp16' needs a GPU; use 'no' or 'bf16' on a processor")
     return Accelerator(mixed_precision=config.precision, cpu=config.device == 'cpu')
 
-# %% ../../nbs/40_training/01_fit.ipynb #e7b8647e
+# %% ../../nbs/40_training/01_fit.ipynb #9cdc4dee
 @dataclass
 class Journal:
     "Where a run stands: epochs done, batches used in the current one, steps done, and what they summed to."
@@ -187,6 +188,7 @@ class Journal:
     best: int = 0
     reason: str = ''
 
+# %% ../../nbs/40_training/01_fit.ipynb #7bc93ac9
 @dataclass
 class Run:
     "A training in progress."
@@ -226,7 +228,7 @@ class Run:
         if self.accelerator.scaler: self.accelerator.scaler.load_state_dict(state['scaler'])
         for name, thing in self.extra.items(): thing.load_state_dict(state['extra'][name])
 
-# %% ../../nbs/40_training/01_fit.ipynb #a298cc00
+# %% ../../nbs/40_training/01_fit.ipynb #bda9f368
 def prepare(
     model: nn.Module,
     config: FitConfig,
@@ -242,7 +244,7 @@ def prepare(
     for group in built.param_groups: group['first_rate'] = group['lr']
     return Run(model, accelerator.unwrap_model(model), accelerator.prepare(built), accelerator, config, extra or {}, contract or {})
 
-# %% ../../nbs/40_training/01_fit.ipynb #7bc93ac9
+# %% ../../nbs/40_training/01_fit.ipynb #b9a3c357
 def not_a_number(
     what: str,        # 'the loss' or 'the gradient'
     value: float,     # nan or infinity
@@ -253,6 +255,7 @@ def not_a_number(
     return UserError(f'{what} became {value} in {where}; lower learning_rate (now {run.config.learning_rate:g}), set clip_norm '
                      'or look for broken values in that batch; the last checkpoint is whole')
 
+# %% ../../nbs/40_training/01_fit.ipynb #732f891c
 def train_step(
     run: Run,
     group: list[dict[str, Any]],  # the batches of this step; tensors and anything else by name
@@ -274,7 +277,7 @@ def train_step(
         sums['gradient_norm'] = sums.get('gradient_norm', 0.0) + len(group)*norm
     run.optimiser.step(); run.optimiser.zero_grad()
 
-# %% ../../nbs/40_training/01_fit.ipynb #634a0e94
+# %% ../../nbs/40_training/01_fit.ipynb #29a86133
 class Reporter:
     "A bar on a terminal, one line an epoch elsewhere, nothing when `progress` is off."
     def __init__(self, config: FitConfig, main: bool) -> None:
@@ -292,7 +295,7 @@ class Reporter:
         scores = '  '.join(f'{name} {value:.4g}' for name, value in row.items() if name not in ('epoch', 'step'))
         print(f'{chr(13) if self.bar else ""}epoch {row["epoch"]}/{self.config.epochs}  {scores}{"  *" if best else ""}', flush=True)
 
-# %% ../../nbs/40_training/01_fit.ipynb #feb8fe5f
+# %% ../../nbs/40_training/01_fit.ipynb #014d6b04
 def train_epoch(
     run: Run,
     batches: Callable,              # epoch, counted from 0 -> iterable of dicts; the same stream every time
@@ -326,13 +329,14 @@ def train_epoch(
             saved = time.monotonic()
     if not journal.batch: raise UserError(f'batches({journal.epoch}) gave nothing; check that the training split is not empty')
 
-# %% ../../nbs/40_training/01_fit.ipynb #732f891c
+# %% ../../nbs/40_training/01_fit.ipynb #81f43663
 def peak_megabytes() -> float:  # MiB
     "The most memory taken so far: of the GPU when there is one, else of this process."
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()/2**20
     unit = 1 if sys.platform == 'darwin' else 2**10    # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit/2**20
 
+# %% ../../nbs/40_training/01_fit.ipynb #6d10db4b
 def record_time(
     path: Path,       # timing.json
     epoch: int,       # counted from 1
@@ -344,7 +348,7 @@ def record_time(
     rows = [row for row in rows if row['epoch'] < epoch] + [{'epoch': epoch, 'train_seconds': train, 'evaluate_seconds': evaluate}]
     write_atomic(path, json.dumps({'epochs': rows, 'peak_megabytes': peak_megabytes()}, indent=1))
 
-# %% ../../nbs/40_training/01_fit.ipynb #ec4bba12
+# %% ../../nbs/40_training/01_fit.ipynb #41ab61d0
 def finish_epoch(
     run: Run,
     evaluate: Callable | None,  # model -> dict of scores
@@ -369,7 +373,18 @@ def finish_epoch(
         journal.reason = f'no better {config.monitor} for {config.patience} epochs'
     return best
 
-# %% ../../nbs/40_training/01_fit.ipynb #014d6b04
+# %% ../../nbs/40_training/01_fit.ipynb #96f79ba5
+def close(
+    run: Run,      # finished
+    folder: Path,
+) -> None:
+    "Write what a finished run leaves behind: history, last weights, best weights."
+    write_atomic(folder/'history.csv', History(run.journal.rows).csv())
+    save_weights(run.raw, folder/'last.safetensors', run.contract)
+    run.raw.load_state_dict(run.best)
+    save_weights(run.raw, folder/'best.safetensors', run.contract)
+
+# %% ../../nbs/40_training/01_fit.ipynb #6f7a3dd0
 def fit(
     model: nn.Module,                        # trained in place; at the end it holds the best weights
     batches: Callable[[int], Iterable],      # epoch, counted from 0 -> dicts of tensors; the same stream for the same epoch
@@ -406,14 +421,3 @@ def fit(
     finally:
         run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)    # later use is in full precision
     return History(run.journal.rows, run.journal.best, run.journal.reason)
-
-# %% ../../nbs/40_training/01_fit.ipynb #df94b862
-def close(
-    run: Run,      # finished
-    folder: Path,
-) -> None:
-    "Write what a finished run leaves behind: history, last weights, best weights."
-    write_atomic(folder/'history.csv', History(run.journal.rows).csv())
-    save_weights(run.raw, folder/'last.safetensors', run.contract)
-    run.raw.load_state_dict(run.best)
-    save_weights(run.raw, folder/'best.safetensors', run.contract)
