@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parent
 SKIPPED = {"experiments", ".ipynb_checkpoints"}
 RUN = """import sys
+from pathlib import Path
 from nbdev.test import test_nb
-ok, _ = test_nb(sys.argv[1], skip_flags=set(sys.argv[2].split()), force_flags=[])
+ok, _ = test_nb(Path(sys.argv[1]), skip_flags=set(sys.argv[2].split()), force_flags=[])
 sys.exit(not ok)"""
 
 

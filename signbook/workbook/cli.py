@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'corpus_app', 'reference_app', 'Preset', 'Corpus', 'Seeds', 'Settings', 'Root', 'Output', 'Project',
            'reproduce', 'status', 'plan', 'corpus_list', 'corpus_show', 'corpus_build', 'corpus_audit', 'recognise',
-           'doctor', 'reference_update', 'reference_readme', 'clean', 'main']
+           'doctor', 'reference_update', 'reference_compare', 'reference_readme', 'clean', 'main']
 
 # %% ../../nbs/90_workbook/11_cli.ipynb #ab736d12
 import os
@@ -144,6 +144,16 @@ def reference_update(preset: Preset = 'laptop', corpus: Corpus = 'pocket', seeds
     from signbook.workbook.reference import update
     found, request = _request((), preset, corpus, seeds, None, root, output, project)
     for path in update(found, request): typer.echo(path)
+
+@reference_app.command('compare')
+def reference_compare(preset: Preset = 'laptop', corpus: Corpus = 'pocket', output: Output = None, root: Root = None, project: Project = None):
+    "Compare a finished batch with the committed reference; exit code 1 where a number differs by more than the tolerance."
+    from signbook.workbook.reference import compare_run
+    found, request = _request((), preset, corpus, 1, None, root, output, project)
+    lines = compare_run(found, request)
+    for line in lines: typer.echo(line)
+    typer.echo(f'{len(lines)} numbers differ from the reference' if lines else 'equal to the reference within tolerance')
+    raise typer.Exit(1 if lines else 0)
 
 @reference_app.command('readme')
 def reference_readme(project: Project = None):

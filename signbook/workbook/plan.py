@@ -14,6 +14,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import signbook
 from ..errors import UserError
 
 # %% ../../nbs/90_workbook/01_plan.ipynb #8118230b
@@ -26,7 +27,7 @@ def find_project(given: str | Path | None = None,  # from --project
         if is_project(folder): return folder
         raise UserError(f'{folder}: no signbook checkout (settings.ini and nbs/experiments expected); give its folder with --project')
     here = Path.cwd().resolve()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+    for folder in (here, *here.parents, Path(signbook.__file__).resolve().parents[1]):
         if is_project(folder): return folder
     raise UserError('no signbook checkout here or above; change into one, or give its folder with --project or $SIGNBOOK_PROJECT')
 

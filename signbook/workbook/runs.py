@@ -14,6 +14,7 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -129,7 +130,7 @@ def open_run(out: str,  # folder, relative to the checkout or absolute
 _holders: list = []
 
 # %% ../../nbs/90_workbook/03_runs.ipynb #5c68f949
-VOLATILE = {'run.ipynb', 'started.json', 'timing.json', 'provenance.json', 'done.json', 'failed.json', 'log.txt', '.lock', '.kernel.lock'}
+VOLATILE = {'run.ipynb', 'started.json', 'timing.json', 'timing_values.json', 'provenance.json', 'done.json', 'failed.json', 'log.txt', '.lock', '.kernel.lock'}
 LARGE = {'.arrow', '.npy', '.npz'}  # data; a store's fingerprint stands for it
 
 def results(folder: Path) -> dict[str, str]:  # relative name → hash, sorted by name
@@ -137,7 +138,8 @@ def results(folder: Path) -> dict[str, str]:  # relative name → hash, sorted b
     files = sorted(path for path in folder.rglob('*') if path.is_file())
     def counts(path):
         inside = path.relative_to(folder)
-        return not (path.name in VOLATILE or path.name.endswith('.part') or path.suffix in LARGE or 'resume' in inside.parts)
+        resume = path.name == 'LATEST' or any(part.startswith('generation-') for part in inside.parts)  # training's own checkpoints
+        return not (resume or path.name in VOLATILE or '_timing.' in path.name or path.name.endswith('.part') or path.suffix in LARGE)
     return {path.relative_to(folder).as_posix(): digest(path) for path in files if counts(path)}
 
 # %% ../../nbs/90_workbook/03_runs.ipynb #73b67296
@@ -178,8 +180,11 @@ def execute(project: Path, request: Request, step: Step) -> bool:  # True where 
         clear_other_attempt(folder, present)
         begin = time.time()
         try:
-            papermill.execute_notebook(project/'nbs'/'experiments'/step.notebook, folder/'run.ipynb', parameters_for(request, step),
-                kernel_name='python3', language='python', cwd=project, progress_bar=False, config=Config({'KernelManager': {'transport': 'ipc'}}))
+            with tempfile.TemporaryDirectory(prefix='signbook-') as sockets:
+                # sockets of its own: by default kernels that start in one folder share their names, and answer each other's jobs
+                manager = dict(transport='ipc', ip=f'{sockets}/kernel')
+                papermill.execute_notebook(project/'nbs'/'experiments'/step.notebook, folder/'run.ipynb', parameters_for(request, step),
+                    kernel_name='python3', language='python', cwd=project, progress_bar=False, config=Config({'KernelManager': manager}))
         except PapermillExecutionError as error:
             write_json(folder/'failed.json', dict(error=error.ename, message=error.evalue, cell=error.exec_count))
             print(f'{step.key}: {error.ename}: {error.evalue}')
@@ -202,5 +207,7 @@ def job(request_file: str, key: str) -> None:
     with log.open('w', encoding='utf-8') as file:
         os.dup2(file.fileno(), 1); os.dup2(file.fileno(), 2)
         try: finished = execute(project, request, step)
-        except UserError as error: print(error, flush=True); finished = False
+        except Exception as error:  # whatever it was, the report must be able to tell it
+            write_json(request.folder/key/'failed.json', dict(error=type(error).__name__, message=str(error), cell=None))
+            raise
     sys.exit(0 if finished else 1)
