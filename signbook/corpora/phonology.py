@@ -108,7 +108,7 @@ def draw_signs(n: int,  # signs wanted
     shapes, ends = deck(tuple(HANDSHAPES), n, rng), deck(tuple(HANDSHAPES), n, rng)
     rest = [deck(tuple(table), n, rng) for table in (ORIENTATIONS, LOCATIONS, MOVEMENTS)]
     faces = rng.choice(NON_MANUALS, n, p=(.72, .07, .07, .07, .07))
-    second = rng.choice(HANDS[:3], n, p=(.73, .16, .11))
+    second = rng.choice(HANDS[:3], n, p=(.84, .10, .06))
     out = []
     for i, (shape, end, orientation, location, movement, face) in enumerate(zip(shapes, ends, *rest, faces)):
         changes = rng.random() < (.5 if movement == 'fingers' else .08)
@@ -149,8 +149,8 @@ QUOTAS = dict(handshape=16, orientation=12, location=13, movement=13, non_manual
 def lexicon() -> pd.DataFrame:  # 200 rows: gloss, domain and the columns of `PARAMETERS`
     "The signs of the embedded corpus."
     rng, signs = np.random.default_rng(1999), []
-    for sign in draw_signs(400, rng):
-        if len(signs) < 200 - sum(QUOTAS.values()) and all(len(difference(sign, other)) > 1 for other in signs): signs.append(sign)
+    for sign in draw_signs(1200, rng):
+        if len(signs) < 200 - sum(QUOTAS.values()) and all(len(set(difference(sign, other)) - {'hands'}) > 2 for other in signs): signs.append(sign)
     roots = rng.permutation(len(signs))
     for kind, root in zip([kind for kind, n in QUOTAS.items() for _ in range(n)], roots):
         sign = relative(signs[root], kind, rng)

@@ -21,7 +21,7 @@ from .phonology import HANDSHAPES, MOVEMENTS, lexicon, minimal_pairs
 from .sensing import Cameras, Sensing, sense
 from .signing import Lexicon, Performers, Postures, compile_lexicon, render, rest_posture, timeline
 from ..errors import UserError
-from ..poses.clips import Clip
+from ..poses.clips import Clip, fill_gaps, normalise
 from ..poses.kinematics import points_of
 
 # %% ../../nbs/20_corpora/09_pocket.ipynb #941d04a6
@@ -98,9 +98,11 @@ def personal(signs: Lexicon, people: Signers, variation: Variation,
     turn = people.turn[signer, gloss] + np.deg2rad(variation.turn_repeat)*rng.standard_normal((M, 3))
     fingers = people.fingers[signer, gloss] + variation.repeat*FINGER_REPEAT*coupled(rng, (M,))
     strength = np.exp(.25*rng.standard_normal((M, 1)))
+    # a base hand goes where the dominant hand goes: in its own mirrored frame to the other side
+    sides = np.where((signs.hands[gloss] == 3)[:, None, None], np.array([[1, 1, 1], [-1, 1, 1]]), 1)
     for posture in (begin, end):
         middle = (signs.begin.wrist[gloss] + signs.end.wrist[gloss])/2
-        posture.wrist = middle + (posture.wrist - middle)*extent[:, None, None] + used[..., None]*(wrist + .02*rng.standard_normal((M, 3)))[:, None]
+        posture.wrist = middle + (posture.wrist - middle)*extent[:, None, None] + used[..., None]*(wrist + .02*rng.standard_normal((M, 3)))[:, None]*sides
         turned = Rotation.from_rotvec(np.repeat(turn, 2, 0))*Rotation.from_rotvec(posture.turn.reshape(-1, 3))
         posture.turn = np.where(used[..., None], turned.as_rotvec().reshape(M, 2, 3), posture.turn)
         posture.fingers = posture.fingers + used[..., None, None]*fingers[:, None]
@@ -119,7 +121,7 @@ def isolated_times(signs: Lexicon, gloss: np.ndarray,  # (C,)
     C = len(gloss)
     stroke = np.array([_STROKES.get(name, 10) for name in MOVEMENTS])[signs.movement[gloss]]
     base = np.stack([np.full(C, 6.), stroke, np.full(C, 2.5), np.full(C, 3.), np.full(C, 6.), np.full(C, 2.5)], 1)
-    times = base*np.exp(.15*rng.standard_normal((C, 6)) + slowness[:, None])
+    times = base*np.exp(np.array([.15, .15, .3, .6, .15, .6])*rng.standard_normal((C, 6)) + slowness[:, None])
     times *= np.clip(times.sum(1), 18.5, 60)[:, None]/times.sum(1, keepdims=True)
     return times[:, :3], times[:, 3:]
 

@@ -129,7 +129,7 @@ def stretch_hand(hand: np.ndarray,  # (N, 21, 3) landmarks, wrist first
 # %% ../../nbs/20_corpora/08_sensing.ipynb #3b0f6667
 STAY_LOST = .65
 _SPEEDS, _FACTORS = (.25, .75, 1.5, 3, 6), (1, 2, 3, 5, 10)
-_HEIGHTS, _LOST = (.2, .7, .95, 1.1), (0, .22, .75, 1)  # y in shoulder widths below the shoulders → share lost
+_HEIGHTS, _LOST = (.35, .7, .9, 1., 1.1), (0, .06, .4, .85, 1)  # y in shoulder widths below the shoulders → share lost
 
 def losing(speed: np.ndarray,  # (N,) of the wrist, shoulder widths a second
            height: np.ndarray,  # (N,) y of the wrist below the shoulders, shoulder widths
@@ -183,7 +183,7 @@ def spoil(points: np.ndarray,  # (N, V, 3) shoulder widths, changed in place
     return rng.random(N) < RATES['swap']*strength.outliers
 
 # %% ../../nbs/20_corpora/08_sensing.ipynb #ddbd9fd9
-_BETA = {'face': (300, 1.5), 'shoulder': (300, 1), 'elbow': (5, 5), 'wrist': (9, 1), 'hip': (2, 2), 'leg': (.5, 60)}
+_BETA = {'face': (300, 1.5), 'shoulder': (300, 1), 'elbow': (5, 5), 'wrist': (9, 1), 'hip': (2, 2)}
 
 def confidences(name: str,  # layout
                 clip: np.ndarray,  # (N,)
@@ -201,6 +201,7 @@ def confidences(name: str,  # layout
         wrist = [i for i, (point, kind) in enumerate(zip(table.points, kinds(name))) if kind == 'wrist' and point.startswith(side)]
         out[:, wrist] = np.where(lost[:, [hand]], np.clip(hidden[:, [hand]] + waver[:, wrist], 1e-4, 1), out[:, wrist])
         out[:, table.indices(f'{side}_hand')] = ~lost[:, [hand]]
+    out[:, [i for i, kind in enumerate(kinds(name)) if kind == 'leg']] = 0
     return out
 
 # %% ../../nbs/20_corpora/08_sensing.ipynb #a57e630c

@@ -81,7 +81,7 @@ def rest_posture() -> Postures:  # one posture
 
 # %% ../../nbs/20_corpora/07_signing.ipynb #a537c287
 REACH = .32  # wrist to the middle of the hand, shoulder widths
-STROKE = .34  # length of a straight stroke, shoulder widths
+STROKE = .46  # length of a straight stroke, shoulder widths
 _BASE = {'palm': ((-.26, -.52, .58), 'up', 'flat'), 'forearm': ((.05, -.44, .54), 'down', 'fist')}  # the other hand, as a right hand
 
 @dataclass
@@ -147,16 +147,16 @@ def overlay(movement: np.ndarray,  # (N,) index into `MOVEMENTS`
     p = np.where(inside, phase, 0)
     window = np.sin(np.pi*np.clip(p, 0, 1))**.5
     shift = np.zeros((len(p), 3))
-    shift[:, 1] += (movement == _ARC)*.20*np.sin(np.pi*p)
+    shift[:, 1] += (movement == _ARC)*.28*np.sin(np.pi*p)
     turn = 2*np.pi*(1.5*p + late)
-    circle = (movement == _CIRCLE)*window*.15
+    circle = (movement == _CIRCLE)*window*.20
     shift[:, 0] += circle*np.cos(turn)
     shift[:, 1] += circle*np.sin(turn)
-    tap = (movement == _TAP)*.15*np.sin(np.pi*(3*p + late))**2
+    tap = (movement == _TAP)*.20*np.sin(np.pi*(3*p + late))**2
     shift[:, 1] -= .5*tap
     shift[:, 2] += tap
     sway = np.sin(2*np.pi*(2.5*p + late))*window
-    return shift*inside[:, None], .75*sway*(movement == _TWIST)*inside, sway*(movement == _FINGERS)*inside
+    return shift*inside[:, None], sway*(movement == _TWIST)*inside, sway*(movement == _FINGERS)*inside
 
 # %% ../../nbs/20_corpora/07_signing.ipynb #46a9f610
 @dataclass
@@ -279,7 +279,7 @@ def idle_motion(frames: Frames, who: Performers, signs: Lexicon) -> np.ndarray: 
     out[:, 7] = np.maximum(0, np.cos(2*np.pi*.2*t + phases[:, 6]) - .985)/.015
     shaking = np.isfinite(frames.phase) & signs.shake[frames.sign]
     p = np.where(shaking, frames.phase, 0)
-    out[:, 0] += shaking*.26*np.sin(2*np.pi*2.5*p)*np.sin(np.pi*p)**.5
+    out[:, 0] += shaking*.32*np.sin(2*np.pi*2.5*p)*np.sin(np.pi*p)**.5
     return out
 
 # %% ../../nbs/20_corpora/07_signing.ipynb #13c3e4f2
@@ -301,8 +301,8 @@ def _arms(frames: Frames, who: Performers, signs: Lexicon, extent: np.ndarray) -
         arms[:, hand] = arm_turns(shoulder, wrist, turn, .85*stretch[:, 0], .72*stretch[:, 1], who.swivel[clip, hand])
         angles = aims.fingers[:, hand].copy()
         drift = 4*who.liveliness[clip]*np.sin(2*np.pi*.8*frames.time/25 + who.phases[clip, 7 + hand])
-        angles[:, 1:, 0] += (26*play*extent)[:, None]*np.array([1, -1, 1, -1]) + drift[:, None]
-        angles[:, 1:, 2] += (20*play*extent)[:, None]*np.array([1, -1, 1, -1])
+        angles[:, 1:, 0] += (32*play*extent)[:, None]*np.array([1, -1, 1, -1]) + drift[:, None]
+        angles[:, 1:, 2] += (28*play*extent)[:, None]*np.array([1, -1, 1, -1])
         fingers[:, hand] = finger_turns(np.clip(angles, *_LIMITS))
     return arms, fingers
 
