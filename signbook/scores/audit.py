@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LATIN', 'ALIKE', 'Finding', 'Audit', 'shown', 'fingerprint', 'described', 'repeated', 'exact_duplicates',
            'same_sources', 'overlap', 'nearest', 'near_limit', 'near_duplicates', 'memorisation', 'by_distance',
-           'two_proportions', 'script', 'scripts', 'letter', 'shared_letters', 'alphabets', 'audit']
+           'two_proportions', 'script', 'scripts', 'spellings', 'letter', 'shared_letters', 'alphabets', 'audit']
 
 # %% ../../nbs/30_scores/07_audit.ipynb #7ec41f25
 import hashlib
@@ -267,7 +267,20 @@ def scripts(
     return Finding('scripts', len(alphabets) > 1, sentence, {'scripts': {n: sum(c.values()) for n, c in counts.items()}, 'twins': len(twins)},
                    tuple(rows + twins))
 
-# %% ../../nbs/30_scores/07_audit.ipynb #0372c6c7
+# %% ../../nbs/30_scores/07_audit.ipynb #9ae5795f
+def spellings(
+    labels: Sequence[str],
+) -> Finding:               # found: labels that agree in letters and digits, but not in spelling
+    "Labels that differ only in case, composition or punctuation."
+    counts: dict[str, Counter] = {}
+    for label in labels:
+        key = ''.join(sign for sign in unicodedata.normalize('NFKC', label).lower() if sign.isalnum())
+        counts.setdefault(key or label, Counter())[label] += 1
+    rows = tuple({'spellings': sorted(count), 'clips': sum(count.values())} for count in counts.values() if len(count) > 1)
+    sentence = f'labels that are written in more than one way: {len(rows)} of {len(counts)}'
+    return Finding('spellings', bool(rows), sentence, {'labels': len(rows)}, rows)
+
+# %% ../../nbs/30_scores/07_audit.ipynb #ccf7f156
 def letter(
     label: str,
 ) -> str:  # the capital letter, or '' when the label is no single Latin letter
@@ -276,7 +289,7 @@ def letter(
     if len(sign) != 1 or script(sign) != 'LATIN': return ''
     return sign.upper() if len(sign.upper()) == 1 else sign    # the capital of ß would be two letters
 
-# %% ../../nbs/30_scores/07_audit.ipynb #821050ae
+# %% ../../nbs/30_scores/07_audit.ipynb #964307d0
 def shared_letters(
     table: pd.DataFrame,  # columns source, gloss, language; hash where clips were read
 ) -> tuple[list[str], dict[str, str]]:  # letters in order; language -> '' when it is used, else why not
@@ -294,7 +307,7 @@ def shared_letters(
     used = [letters[language] for language, why in verdicts.items() if not why]
     return sorted(set.intersection(*used)) if used else [], verdicts
 
-# %% ../../nbs/30_scores/07_audit.ipynb #964307d0
+# %% ../../nbs/30_scores/07_audit.ipynb #9607d829
 def alphabets(
     table: pd.DataFrame,  # columns source, gloss, language; hash where clips were read
 ) -> Finding:             # found: some alphabet must be left out
@@ -306,7 +319,7 @@ def alphabets(
     rows = tuple({'language': language, 'left out because': why} for language, why in out.items())
     return Finding('alphabets', bool(out) and bool(letters), sentence, {'languages': used, 'letters': letters, 'clips': kept}, rows)
 
-# %% ../../nbs/30_scores/07_audit.ipynb #387906ee
+# %% ../../nbs/30_scores/07_audit.ipynb #f92e061f
 def audit(
     clips: Iterable[Clip],
     corpus: str = 'the corpus',     # name, for the report
@@ -316,7 +329,8 @@ def audit(
     "The findings of all checks that this corpus allows."
     table, vectors = described(clips)
     by = by or ('split' if table['split'].nunique() > 1 else 'language')
-    findings = [exact_duplicates(table), same_sources(table), scripts(table['gloss'].tolist(), table['language'].tolist())]
+    findings = [exact_duplicates(table), same_sources(table), scripts(table['gloss'].tolist(), table['language'].tolist()),
+                spellings(table['gloss'].tolist())]
     findings.append(overlap(table) if by == 'split' else alphabets(table))
     findings.append(near_duplicates(table, vectors, by))
     if {'train', 'test'} <= set(table['split']): findings.append(memorisation(table, vectors, accuracy))
