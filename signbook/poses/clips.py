@@ -49,7 +49,8 @@ def check(clip: Clip,  # any clip
         raise UserError(f'{where}: points have shape {clip.points.shape}; layout {clip.layout} needs (frames, {V}, coordinates)')
     if clip.confidence.shape != (T, V): raise UserError(f'{where}: confidence has shape {clip.confidence.shape}; points need {(T, V)}')
     if T == 0: raise UserError(f'{where}: no frame; drop it from the corpus')
-    if not np.isfinite(clip.points[clip.confidence > 0]).all(): raise UserError(f'{where}: NaN in points that count as seen; set their confidence to 0')
+    if not np.isfinite(clip.points[clip.confidence > 0]).all():
+        raise UserError(f'{where}: NaN in points that count as seen; set their confidence to 0')
     for name, stream in clip.streams.items():
         if len(stream) != T: raise UserError(f'{where}: stream {name} has {len(stream)} frames, the points have {T}; align it first')
     return clip
