@@ -16,11 +16,12 @@ def readme(project: Path) -> str:
     "The text of README.md."
     import nbformat
     from nbconvert import MarkdownExporter
+    from traitlets.config import Config
     nb = nbformat.read(project/'nbs'/'index.ipynb', as_version=4)
     for cell in nb.cells:
-        if cell.cell_type == 'code': cell.source = '' if re.search(r'#\s*\|\s*echo:\s*false', cell.source) else cell.source
-    text, _ = MarkdownExporter().from_notebook_node(nb)
-    text = re.sub(r'(?m)^```python\n+```\n', '', text)
+        if cell.cell_type == 'code' and re.search(r'#\s*\|\s*echo:\s*false', cell.source): cell.metadata['tags'] = ['remove_input']
+    removal = dict(enabled=True, remove_input_tags={'remove_input'})
+    text, _ = MarkdownExporter(config=Config(TagRemovePreprocessor=removal)).from_notebook_node(nb)
     text = re.sub(r'\n{3,}', '\n\n', text.replace('](../', '](').replace('src="../', 'src="')).strip() + '\n'
     return '<!-- made from nbs/index.ipynb by: signbook reference readme -->\n\n' + text
 

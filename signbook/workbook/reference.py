@@ -27,7 +27,8 @@ def update(project: Path, request: Request) -> list[str]:  # the files, relative
     chosen = []
     for key, step in steps.items():
         folder = request.folder/key
-        chosen += [p for p in (folder/'metrics.json', *sorted(folder.glob('tables/*.csv')), *sorted(folder.glob('tables/*.md'))) if p.exists()]
+        tables = [p for p in sorted(folder.glob('tables/*')) if p.suffix in ('.csv', '.md') and not p.stem.endswith('_timing')]
+        chosen += [p for p in (folder/'metrics.json', *tables) if p.exists()]
         chosen += [folder/'figures'/name for name in FIGURES.get(step.target, ()) if (folder/'figures'/name).exists()]
     if (size := sum(path.stat().st_size for path in chosen)) > LIMIT:
         raise UserError(f'reference: {size/1e6:.1f} MB, at most {LIMIT/1e6:.0f} MB may be committed; name fewer figures')

@@ -77,7 +77,7 @@ def to_markdown(table: Table) -> str:
 
 # %% ../../nbs/90_workbook/04_tables.ipynb #4374d98a
 _TEX = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}', '~': r'\textasciitilde{}',
-        '^': r'\textasciicircum{}', '–': '--', '±': r'$\pm$', '≤': r'$\le$', '≥': r'$\ge$', '×': r'$\times$',
+        '^': r'\textasciicircum{}', '–': '--', '†': r'\dag{}', '±': r'$\pm$', '≤': r'$\le$', '≥': r'$\ge$', '×': r'$\times$',
         '→': r'$\to$', '≫': r'$\gg$', '…': r'\dots{}'}
 
 def tex(text: str) -> str:
