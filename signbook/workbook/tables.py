@@ -77,7 +77,7 @@ def to_markdown(table: Table) -> str:
 
 # %% ../../nbs/90_workbook/04_tables.ipynb #4374d98a
 _TEX = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}', '~': r'\textasciitilde{}',
-        '^': r'\textasciicircum{}', '–': '--', '†': r'\dag{}', '±': r'$\pm$', '≤': r'$\le$', '≥': r'$\ge$', '×': r'$\times$',
+        '^': r'\textasciicircum{}', '–': '--', '<': '$<$', '>': '$>$', '†': r'\dag{}', '±': r'$\pm$', '≤': r'$\le$', '≥': r'$\ge$', '×': r'$\times$',
         '→': r'$\to$', '≫': r'$\gg$', '…': r'\dots{}'}
 
 def tex(text: str) -> str:
@@ -100,7 +100,7 @@ def to_latex(table: Table) -> str:
     if any(name for name, _ in groups): lines += [' & '.join(head) + r' \\', ''.join(rules)]
     lines += [' & '.join(tex(c.title) for c in table.columns) + r' \\', r'\midrule']
     lines += [' & '.join(map(tex, row)) + r' \\' for row in table.cells()]
-    lines += [r'\bottomrule', r'\end{tabular}'] + [rf'\par\footnotesize {tex(note)}' for note in table.notes] + [r'\end{table}']
+    lines += [r'\bottomrule', r'\end{tabular}'] + [rf'\par\smallskip\footnotesize {tex(note)}' for note in table.notes] + [r'\end{table}']
     return '\n'.join(lines) + '\n'
 
 # %% ../../nbs/90_workbook/04_tables.ipynb #21b3a2a9
