@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from signbook.corpora.formats import (holistic_lengths, read_holistic_array, read_index, read_pose, read_pose_folder, velocity_gaps, write_holistic_array,
-                                      write_pose, write_pose_folder)
+from signbook.corpora.formats import (holistic_lengths, read_holistic_array, read_index, read_pose, read_pose_folder, velocity_gaps,
+                                      write_holistic_array, write_pose, write_pose_folder)
 from signbook.errors import UserError
 from signbook.poses.clips import Clip
 from signbook.poses.skeletons import holistic75

@@ -42,7 +42,8 @@ def written(folder) -> dict[str, str]:
 
 
 def test_the_same_run_twice_writes_the_same_bytes(tmp_path):
-    for name in 'ab': write_reports(train(TRAIN, DEV, configure('smoke', dict(TINY, warp=.2, noise=.1, copies=1, turn=5.)), tmp_path/name, progress=False), DEV)
+    config = configure('smoke', dict(TINY, warp=.2, noise=.1, copies=1, turn=5.))
+    for name in 'ab': write_reports(train(TRAIN, DEV, config, tmp_path/name, progress=False), DEV)
     assert written(tmp_path/'a') == written(tmp_path/'b')
     text = ''.join(path.read_text() for path in (tmp_path/'a').rglob('*.json') if path.name != 'timing.json' and 'generation' not in str(path))
     assert str(tmp_path) not in text and not re.search(r'20\d\d-\d\d-\d\d', text)
@@ -78,7 +79,8 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 
 @pytest.mark.parametrize('settings', [dict(encoder='cnn'), dict(masking='none'), dict(masking='mask'), dict(pooled='mean'), dict(pooled='max'),
-                                      dict(pooled='last'), dict(normaliser='none'), dict(features='points+shape'), dict(encoder='cnn', masking='none')])
+                                      dict(pooled='last'), dict(normaliser='none'), dict(features='points+shape'),
+                                      dict(encoder='cnn', masking='none')])
 def test_every_switch_trains_and_reads(tmp_path, settings):
     trained = train(TRAIN, DEV, configure('smoke', dict(TINY, epochs=1, **settings)), tmp_path, progress=False)
     again = load(tmp_path)
