@@ -121,7 +121,7 @@ def stretch_hand(hand: np.ndarray,  # (N, 21, 3) landmarks, wrist first
                  ) -> np.ndarray:  # (N, 21, 3)
     "A hand whose bones are not rigid."
     N = len(hand)
-    finger = 1 + .09*strength.bones*correlated((N, 5), .93, rng)
+    finger = 1 + .065*strength.bones*correlated((N, 5), .93, rng)
     jump = np.where(rng.random(N) < PALM_JUMPS*strength.outliers, rng.choice([.68, 1.4], N), 1)
     factor = np.concatenate([np.ones((N, 1)), np.repeat(finger, 4, axis=1)], 1)*jump[:, None]
     return hand[:, :1] + (hand - hand[:, :1])*factor[..., None]
@@ -176,9 +176,11 @@ def spoil(points: np.ndarray,  # (N, V, 3) shoulder widths, changed in place
         rows = hit(RATES['hand'])
         points[rows[:, None], hand, :2] += rng.choice([-1, 1], (len(rows), 1, 2))*rng.uniform(.12, .3, (len(rows), 1, 2))
         rows = hit(RATES['tip'])
-        points[rows, hand[rng.choice([4, 8, 12, 16, 20], len(rows))], :2] += rng.choice([-1, 1], (len(rows), 2))*rng.uniform(.11, .22, (len(rows), 2))
+        tips = hand[rng.choice([4, 8, 12, 16, 20], len(rows))]
+        points[rows, tips, :2] += rng.choice([-1, 1], (len(rows), 2))*rng.uniform(.11, .22, (len(rows), 2))
         rows = hit(RATES['wrist'])
-        wrist = np.array([i for i, point in enumerate(table.points) if point in (f'{side}_wrist', f'{side}_pinky', f'{side}_index', f'{side}_thumb')])
+        names = [f'{side}_{part}' for part in ('wrist', 'pinky', 'index', 'thumb')]
+        wrist = np.array([i for i, point in enumerate(table.points) if point in names])
         points[rows[:, None], wrist, :2] += rng.normal(0, .3, (len(rows), 1, 2))
     return rng.random(N) < RATES['swap']*strength.outliers
 

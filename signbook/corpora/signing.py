@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from .phonology import BASE_LOCATIONS, HANDSHAPES, HEAD_LOCATIONS, LOCATIONS, MOVEMENTS, NON_MANUALS, ORIENTATIONS
+from .phonology import HANDSHAPES, HEAD_LOCATIONS, LOCATIONS, MOVEMENTS, NON_MANUALS, ORIENTATIONS
 from .phonology import RELAXED, finger_turns, hand_frame, lexicon
 from ..poses.kinematics import BUILD, PARAMETERS, SLICES
 
@@ -125,7 +125,8 @@ def compile_lexicon() -> Lexicon:  # built from the phonology's table
             posture.face[i] = face_of(sign['non_manual'])
     code = lambda column, names: table[column].map({name: k for k, name in enumerate(names)}).to_numpy()
     return Lexicon(tuple(table.gloss), begin, end, code('movement', MOVEMENTS), code('hands', ('one', 'mirror', 'alternate', 'base')),
-                   (table.non_manual == 'shake').to_numpy(), ((table.movement == 'fingers') & (table.handshape == table.end_handshape)).to_numpy(),
+                   (table.non_manual == 'shake').to_numpy(),
+                   ((table.movement == 'fingers') & (table.handshape == table.end_handshape)).to_numpy(),
                    table.location.isin(HEAD_LOCATIONS).to_numpy(), np.array([LOCATIONS[name] for name in table.location]))
 
 # %% ../../nbs/20_corpora/07_signing.ipynb #c1efad98

@@ -77,7 +77,8 @@ def rest_joints() -> np.ndarray:  # (55, 3) shoulder widths, x to the signer's l
     for side, sign in (('left', 1), ('right', -1)):
         flip = np.array([sign, 1, 1])
         place |= {f'{side}_{name}': flip*p for name, p in _LEFT.items()}
-        place |= {f'{side}_{finger}{i + 1}': flip*(_LEFT['wrist'] + PALM*points[i]) for finger, points in hand_rest().items() for i in range(3)}
+        place |= {f'{side}_{finger}{i + 1}': flip*(_LEFT['wrist'] + PALM*points[i])
+                  for finger, points in hand_rest().items() for i in range(3)}
     return np.stack([place[name] for name in JOINTS])
 
 # %% ../../nbs/10_poses/04_kinematics.ipynb #dc8ab871
@@ -92,7 +93,8 @@ def face_rest() -> np.ndarray:  # (68, 3) shoulder widths from the middle of the
     face[17:22], face[22:27] = brow*(-1, 1, 1), brow[::-1]
     face[36:42], face[42:48] = eye*(-1, 1, 1), eye[[3, 2, 1, 0, 5, 4]]
     face[27:31] = np.c_[np.zeros(4), np.linspace(.665, .55, 4), np.linspace(.215, .30, 4)]
-    face[31:36] = np.c_[np.linspace(-.042, .042, 5), .52 - .01*np.cos(np.linspace(-1, 1, 5)*np.pi/2), .235 + .02*np.cos(np.linspace(-1, 1, 5))]
+    t = np.linspace(-1, 1, 5)
+    face[31:36] = np.c_[.042*t, .52 - .01*np.cos(t*np.pi/2), .235 + .02*np.cos(t)]
     turn = np.arange(12)*np.pi/6
     face[48:60] = np.c_[-.0785*np.cos(turn), .445 + .03*np.sin(turn), .215 + .035*np.abs(np.sin(turn))]
     turn = np.arange(8)*np.pi/4
@@ -209,7 +211,8 @@ def landmarks(parameters: Tensor,  # (…, 179)
 def _aliases() -> dict[str, tuple[str, ...]]:
     same = {'nose': ('face_30',), 'neck': ('left_shoulder', 'right_shoulder'), 'mouth_right': ('face_48',), 'mouth_left': ('face_54',)}
     for side, outer, inner in (('right', 36, 39), ('left', 45, 42)):
-        same |= {f'{side}_eye_outer': (f'face_{outer}',), f'{side}_eye_inner': (f'face_{inner}',), f'{side}_eye': (f'face_{outer}', f'face_{inner}'),
+        same |= {f'{side}_eye_outer': (f'face_{outer}',), f'{side}_eye_inner': (f'face_{inner}',),
+                 f'{side}_eye': (f'face_{outer}', f'face_{inner}'),
                  f'{side}_foot_index': (f'{side}_big_toe',), f'{side}_hand_wrist': (f'{side}_wrist',), f'{side}_thumb': (f'{side}_thumb2',)}
         same |= {f'{side}_{finger}': (f'{side}_{finger}1',) for finger in ('index', 'pinky')}
         same |= {f'{side}_hand_thumb_{name}': (f'{side}_thumb{i}',) for i, name in ((1, 'cmc'), (2, 'mcp'), (3, 'ip'))}
