@@ -87,7 +87,8 @@ def test_sequences_of_many_lengths_render_together():
 
 
 @pytest.mark.parametrize('wrong, words', [(dict(preset='huge'), 'choose smoke, laptop'), (dict(preset=2), '3 or more'),
-                                          (dict(preset='smoke', split='dev2'), 'choose one of train'), (dict(preset=3, layout='h75'), 'not declared')])
+                                          (dict(preset=4, split='dev2'), 'choose one of train'),
+                                          (dict(preset=3, layout='h75'), 'not declared')])
 def test_wrong_settings_are_told(wrong, words):
     with pytest.raises(UserError, match=words): pocket.build(**wrong)
 
