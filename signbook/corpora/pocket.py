@@ -136,6 +136,7 @@ def signer_of(split: str, number: int) -> np.ndarray:  # (200,) signer index of 
     ids = np.array(SPLITS[split])
     return ids[(np.random.default_rng(11).permutation(200) + number) % len(ids)]
 
+# %% ../../nbs/20_corpora/09_pocket.ipynb #78eaaf02
 @dataclass
 class Round:
     "All signs once."
@@ -169,7 +170,7 @@ def _people(seed: int, variation: Variation) -> Signers: return draw_signers(see
 @lru_cache(maxsize=1)
 def _signs() -> Lexicon: return compile_lexicon()
 
-# %% ../../nbs/20_corpora/09_pocket.ipynb #78eaaf02
+# %% ../../nbs/20_corpora/09_pocket.ipynb #74569450
 def draw_cameras(signer: np.ndarray,  # (C,)
                  people: Signers, strength: float,  # of yaw and pitch
                  rng: np.random.Generator) -> Cameras:
@@ -192,7 +193,7 @@ def clips_of(one: Round, split: str, number: int, seed: int, variation: Variatio
                  split=split, source='pocket', segments=((int(start), int(end), gloss),), streams={'smplx': one.parameters[a:b]})
             for a, b, gloss, signer, (start, end) in zip(ends, ends[1:], table.gloss, one.signer, one.stroke)]
 
-# %% ../../nbs/20_corpora/09_pocket.ipynb #74569450
+# %% ../../nbs/20_corpora/09_pocket.ipynb #b6dc8451
 PRESETS = {'smoke': 4, 'laptop': 20}
 
 def rounds(preset: str | int) -> dict[str, int]:  # rounds of each split
@@ -222,7 +223,7 @@ def build(preset: str | int = 'laptop', seed: int = 0, split: str | None = None,
     "All clips of the embedded corpus."
     return list(clips(preset, seed, split, layout, sensing, variation))
 
-# %% ../../nbs/20_corpora/09_pocket.ipynb #b6dc8451
+# %% ../../nbs/20_corpora/09_pocket.ipynb #23aaa9bb
 FINGERPRINT = {'smoke': 'ed148dcd5d8983a8', 'laptop': '6f1ecf662fe930de'}  # of `build(preset)` with seed 0
 
 def fingerprint(corpus: list[Clip]) -> str:  # 16 hexadecimal digits
@@ -234,7 +235,7 @@ def fingerprint(corpus: list[Clip]) -> str:  # 16 hexadecimal digits
             digest.update(np.round(values.astype(np.float64)*1e4).astype('<i4').tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../../nbs/20_corpora/09_pocket.ipynb #e08c681c
+# %% ../../nbs/20_corpora/09_pocket.ipynb #b75b9aef
 def in_layout(clip: Clip,  # with the stream 'smplx'
               name: str,  # layout
               ) -> Clip:  # exact points in metres: no camera, nothing missing
@@ -244,7 +245,7 @@ def in_layout(clip: Clip,  # with the stream 'smplx'
     points = (points_of(clip.streams['smplx'], name)*(1, -1, -1)).astype(np.float32)
     return replace(clip, points=points, confidence=np.ones(points.shape[:2], np.float32), layout=name)
 
-# %% ../../nbs/20_corpora/09_pocket.ipynb #b75b9aef
+# %% ../../nbs/20_corpora/09_pocket.ipynb #3b92e347
 _CHAINS = [(0, *range(4*f + 1, 4*f + 5)) for f in range(5)]
 _BENDS = np.array([chain[i:i + 3] for chain in _CHAINS for i in range(3)])  # (15, 3): before, at, after
 
@@ -256,7 +257,7 @@ def bends(hand: np.ndarray,  # (…, 21, 3) landmarks, wrist first
     norm = np.maximum(np.linalg.norm(a, axis=-1)*np.linalg.norm(b, axis=-1), 1e-9)
     return np.rad2deg(np.arccos(np.clip((a*b).sum(-1)/norm, -1, 1)))
 
-# %% ../../nbs/20_corpora/09_pocket.ipynb #3b92e347
+# %% ../../nbs/20_corpora/09_pocket.ipynb #d9ec64e1
 def _hand(clip: Clip, side: str) -> tuple[np.ndarray, np.ndarray]:  # (T, 21, 3) shoulder widths from mid-shoulder, (T,) seen
     table, (origin, width) = clip.table, shoulder_frame(clip)
     points = (clip.points[:, table.indices(side)] - origin*(1, 1, 0))/width
@@ -272,6 +273,7 @@ def _runs(flags: np.ndarray) -> list[tuple[int, int]]:  # (start, end) of runs o
     edges = np.flatnonzero(np.diff(np.r_[0, flags.astype(int), 0]))
     return list(zip(edges[::2], edges[1::2]))
 
+# %% ../../nbs/20_corpora/09_pocket.ipynb #d635b025
 def measure(clip: Clip,  # holistic75
             ) -> dict[str, float]:  # nan where a clip does not show it
     "What the calibration sheet measures, for one clip."
@@ -299,7 +301,7 @@ def measure(clip: Clip,  # holistic75
                 palm=np.median(np.linalg.norm(sure[:, 9] - sure[:, 0], axis=1)))
     return out
 
-# %% ../../nbs/20_corpora/09_pocket.ipynb #d9ec64e1
+# %% ../../nbs/20_corpora/09_pocket.ipynb #8f9959f8
 REAL = {'seconds': ('clip length (s)', 'IS 2.5, FS 1.0'), 'frames': ('clip length (frames)', 'design: 18–60, mean 35'),
         'peak_speed': ('peak wrist speed (SW/s)', 'IS 5.1, FS 5.6, WA 1.8, WB 2.2'),
         'mean_speed': ('mean wrist speed (SW/s)', 'FS 1.7, IS 1.3'),
@@ -334,7 +336,7 @@ def hand_shapes(corpus: list[Clip],
         rows.append([clip.gloss, clip.signer, *angles.mean(0)])
     return np.concatenate(frames), pd.DataFrame(rows, columns=['gloss', 'signer', *range(15)])
 
-# %% ../../nbs/20_corpora/09_pocket.ipynb #d635b025
+# %% ../../nbs/20_corpora/09_pocket.ipynb #e24cfbae
 def components(angles: np.ndarray,  # (N, 15) degrees
                share: float = .9,  # of the variance
                ) -> int:
@@ -357,7 +359,7 @@ def variance_shares(by_clip: pd.DataFrame,  # columns gloss, signer and values
     parts['gloss × signer'] = max(0., 1 - parts['gloss'] - parts['signer'] - residual)
     return parts
 
-# %% ../../nbs/20_corpora/09_pocket.ipynb #8eaeb330
+# %% ../../nbs/20_corpora/09_pocket.ipynb #1a57be65
 def properties(corpus: list[Clip]) -> pd.DataFrame:  # columns property, pocket, real
     "pocket beside the calibration sheet."
     table, (angles, by_clip) = clip_table(corpus), hand_shapes(corpus)
@@ -376,7 +378,7 @@ def properties(corpus: list[Clip]) -> pd.DataFrame:  # columns property, pocket,
     rows.append(('wrist-height variance: signer', variance_shares(heights)['signer'], 'WA .13, FS .74'))
     return pd.DataFrame(rows, columns=['property', 'pocket', 'real']).round({'pocket': 4})
 
-# %% ../../nbs/20_corpora/09_pocket.ipynb #97dc590e
+# %% ../../nbs/20_corpora/09_pocket.ipynb #c5de9c9f
 def moments(corpus: list[Clip],
             parts: tuple[str, ...] = ('face', 'body', 'left_hand', 'right_hand'),  # of the layout
             count: int = 16,  # moments, evenly spaced
@@ -397,7 +399,7 @@ def nearest(train: np.ndarray, test: np.ndarray,  # (n, D), (m, D)
     "The nearest neighbour by Euclidean distance."
     return ((train**2).sum(1)[None] - 2*test @ train.T).argmin(1)
 
-# %% ../../nbs/20_corpora/09_pocket.ipynb #1a57be65
+# %% ../../nbs/20_corpora/09_pocket.ipynb #348f019a
 def pair_accuracy(scores: np.ndarray,  # (m, 200) higher is likelier, glosses in the lexicon's order
                   glosses: list[str],  # (m,) true gloss
                   ) -> pd.DataFrame:  # kind, pairs, accuracy
@@ -411,7 +413,7 @@ def pair_accuracy(scores: np.ndarray,  # (m, 200) higher is likelier, glosses in
     table = pd.DataFrame(right, columns=['kind', 'accuracy']).groupby('kind').accuracy.agg(['size', 'mean'])
     return table.rename(columns=dict(size='decisions', mean='accuracy')).reset_index()
 
-# %% ../../nbs/20_corpora/09_pocket.ipynb #5b00f201
+# %% ../../nbs/20_corpora/09_pocket.ipynb #666517b2
 SHARED = ('peak_speed', 'mean_speed', 'hold_share', 'tip_jitter', 'shoulder_jitter', 'wrist_x', 'wrist_y', 'palm')
 
 def shared_statistics(corpus: list[Clip],  # holistic75

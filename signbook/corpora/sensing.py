@@ -223,6 +223,7 @@ def estimator_depth(points: np.ndarray,  # (N, V, 3) shoulder widths, changed in
         hand = table.indices(side)
         points[:, hand, 2] -= points[:, hand[:1], 2]
 
+# %% ../../nbs/20_corpora/08_sensing.ipynb #f4b8899d
 def sense(points: np.ndarray,  # (N, V, 3) metres in the body frame
           name: str,  # layout
           clip: np.ndarray,  # (N,) clip of each frame, ascending from 0

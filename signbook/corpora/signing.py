@@ -284,6 +284,9 @@ def idle_motion(frames: Frames, who: Performers, signs: Lexicon) -> np.ndarray: 
     return out
 
 # %% ../../nbs/20_corpora/07_signing.ipynb #13c3e4f2
+_LIMITS = np.broadcast_to(np.array([0., -22, 0, 0]), (5, 4)).copy(), np.broadcast_to(np.array([105., 25, 150, 80]), (5, 4)).copy()
+_LIMITS[0][0], _LIMITS[1][0] = (0, -40, 0, 0), (60, 40, 60, 65)
+
 def _arms(frames: Frames, who: Performers, signs: Lexicon, extent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "(N, 2, 3, 3) arm rotations and (N, 2, 15, 3) finger rotations of both hands, each as a right hand."
     N, clip, aims = len(frames.clip), frames.clip, frames.postures
@@ -307,9 +310,7 @@ def _arms(frames: Frames, who: Performers, signs: Lexicon, extent: np.ndarray) -
         fingers[:, hand] = finger_turns(np.clip(angles, *_LIMITS))
     return arms, fingers
 
-_LIMITS = np.broadcast_to(np.array([0., -22, 0, 0]), (5, 4)).copy(), np.broadcast_to(np.array([105., 25, 150, 80]), (5, 4)).copy()
-_LIMITS[0][0], _LIMITS[1][0] = (0, -40, 0, 0), (60, 40, 60, 65)
-
+# %% ../../nbs/20_corpora/07_signing.ipynb #79b97636
 def render(line: Timeline,
            who: Performers,  # one row a clip
            signs: Lexicon,
@@ -322,7 +323,6 @@ def render(line: Timeline,
     extent = line.extent[np.searchsorted(ends, clip_start[clip] + frames.time + 1e-9, side='right')]
     arms, fingers = _arms(frames, who, signs, extent)
     face = frames.postures.face + idle_motion(frames, who, signs)
-    # the dominant hand of a left-handed signer is the left one; a left side is the mirror image of a right side
     rows, right = np.arange(N), np.where(who.left_handed[clip], 1, 0)
     mirror, out = np.array([1, -1, -1]), np.zeros((N, PARAMETERS))
     for side, hand, flip in (('right', right, 1), ('left', 1 - right, mirror)):
