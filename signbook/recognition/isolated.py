@@ -25,7 +25,7 @@ from ..corpora.batches import buckets, computed_frames, mask, pad
 from ..errors import UserError
 from ..layers.convolutions import TemporalConvolutions
 from ..layers.recurrent import POOLINGS, AttentionPooling, GatedEncoder, pool
-from ..poses.clips import Clip, mirror, shoulder_frame
+from ..poses.clips import Clip, shoulder_frame
 from ..poses.features import columns, features, features_of
 from ..scores.labels import confusion, report, summary, top_k
 from ..training.checkpoints import load_weights, save_weights, write_atomic
@@ -263,7 +263,8 @@ def labels_of(train: Sequence[Clip], dev: Sequence[Clip]) -> list[str]:  # K glo
     labels = sorted({clip.gloss for clip in train})
     if '' in labels: raise UserError('isolated recognition: a training clip has no gloss; give every clip one')
     unknown = sorted({clip.gloss for clip in dev} - set(labels))
-    if unknown: raise UserError(f'isolated recognition: the dev split has gloss {unknown[0]!r}, which no training clip has; use the splits of one corpus')
+    if unknown:
+        raise UserError(f'isolated recognition: the dev split has gloss {unknown[0]!r}, which no training clip has; use the splits of one corpus')
     return labels
 
 def train(train_clips: Sequence[Clip],  # holistic75, with glosses
