@@ -221,10 +221,24 @@ def test_bad_words_are_one_sentence(project, words, sentence):
     assert done.returncode == 2 and sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-def test_bad_data_are_one_sentence(project, tmp_path):
-    for make, sentence in ((lambda: None, "fingerspelling"), (lambda: (tmp_path / "fingerspelling").mkdir(), "index.csv")):
+def test_bad_data_are_one_sentence(project, data, tmp_path):
+    home, source = tmp_path / "fingerspelling", data / "fingerspelling"
+    rows = (source / "index.csv").read_text(encoding="utf-8").splitlines()[:3]
+    paths = [row.split(",")[0] for row in rows[1:]]
+
+    def index_only():
+        (home / "index.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+    def truncated():
+        for number, path in enumerate(paths):
+            (home / path).parent.mkdir(exist_ok=True)
+            (home / path).write_bytes((source / path).read_bytes()[: 9000 if number else None])
+
+    output = tmp_path / "outputs"
+    words = ("reproduce", "--corpus", "fingerspelling", "--root", str(tmp_path), "--output", str(output))
+    for make, sentence in ((lambda: None, "does not exist"), (home.mkdir, "no index.csv"), (index_only, paths[0]), (truncated, paths[1].split("/")[1])):
         make()
-        words = ("reproduce", "--corpus", "fingerspelling", "--root", str(tmp_path), "--output", str(tmp_path / "outputs"))
-        done = subprocess.run(command(project, *words), capture_output=True, text=True)
-        assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr, done.stdout + done.stderr
-        assert not list(tmp_path.glob("outputs/*/*/*/*")), "nothing half-written"
+        done = subprocess.run(command(project, *words), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not list(output.rglob("done.json")) and not list(output.rglob("*.arrow")), "nothing half-written"

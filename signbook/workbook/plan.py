@@ -151,9 +151,11 @@ def data_parameters(self: Plan,
                     corpus: str,  # catalog id
                     ) -> dict:  # {} for a corpus that is made, the listing's hash for one that is read
     "What the step that packs a corpus depends on beside its code."
-    from signbook.corpora.catalog import locate
+    from signbook.corpora.catalog import locate, refuse_missing
     folder = locate(corpus, self.request.data or None)
-    return {} if folder is None else dict(listing=listing_hash(folder))
+    if folder is None: return {}
+    refuse_missing(folder)  # an index row without its file stops the batch before anything is written
+    return dict(listing=listing_hash(folder))
 
 Plan.data = data_parameters
 

@@ -201,6 +201,7 @@ def job(request_file: str, key: str) -> None:
     die_with_parent()
     os.environ.update(ENVIRONMENT, SIGNBOOK_JOB='1')
     request, project = read_request(request_file), find_project()
+    if request.data: os.environ['SIGNBOOK_DATA'] = request.data
     step = read_plan(project, request)[key]
     log = request.folder/key/'log.txt'
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -69,9 +69,10 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 def to_markdown(table: Table) -> str:
-    "A Markdown table with its title above and its notes below."
-    heads = [f'{column.title}<br>*{column.group}*' if column.group else column.title for column in table.columns]
-    lines = [f'**{table.title}**', '', '| ' + ' | '.join(heads) + ' |', '|' + '|'.join('--:' if c.right else ':--' for c in table.columns) + '|']
+    "A Markdown table with its title above and its notes below; a group that is the only one stands in the title."
+    groups = {column.group for column in table.columns} - {''}
+    heads = [f'{column.title}<br>*{column.group}*' if column.group and len(groups) > 1 else column.title for column in table.columns]
+    lines = [f'**{table.title}**' + (f' *Numbers: {groups.pop()}.*' if len(groups) == 1 else ''), '', '| ' + ' | '.join(heads) + ' |', '|' + '|'.join('--:' if c.right else ':--' for c in table.columns) + '|']
     lines += ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in table.cells()]
     return '\n'.join(lines + [''] + [f'{note}  ' for note in table.notes]) + '\n'
 
