@@ -76,8 +76,8 @@ PRESETS = {
     'paper': IsolatedConfig(masking='pack'),
     'laptop': IsolatedConfig(features='shape+relative', hidden=128, embedding=256, frames=64, masking='pack', normaliser='standard', epochs=20,
                              patience=5, learning_rate=1e-3, precision='no'),
-    'smoke': IsolatedConfig(features='shape+relative', hidden=48, layers=1, embedding=96, frames=64, masking='pack', normaliser='standard',
-                            epochs=4, patience=4, learning_rate=3e-3, precision='no')}
+    'smoke': IsolatedConfig(features='shape+relative', hidden=64, layers=1, embedding=128, frames=64, masking='pack', normaliser='standard',
+                            epochs=10, patience=4, batch_size=16, learning_rate=3e-3, precision='no')}
 
 def configure(preset: str = 'laptop',  # 'smoke', 'laptop' or 'paper'
               settings: dict[str, Any] | None = None,  # fields that differ
