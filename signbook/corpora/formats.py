@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPENPOSE', 'COLUMNS', 'point_name', 'missing_frames', 'parse', 'component', 'write_pose', 'describe', 'read_pose',
-           'read_index', 'read_pose_folder', 'write_pose_folder', 'holistic_lengths', 'read_holistic_array',
+           'read_index', 'write_pose_folder', 'read_pose_folder', 'holistic_lengths', 'read_holistic_array',
            'write_holistic_array', 'velocity_gaps']
 
 # %% ../../nbs/20_corpora/01_formats.ipynb #f48a8569
@@ -73,6 +73,7 @@ def component(name: str,  # in the header
     "A component of a .pose header, three coordinates and a confidence each point."
     return PoseHeaderComponent(name, list(points), [], [(0, 0, 0)], 'XYZC')
 
+# %% ../../nbs/20_corpora/01_formats.ipynb #292ffe7e
 def write_pose(clip: Clip,  # in layout holistic75
                path: str | Path,  # file to create
                size: tuple[int, int] = (500, 500),  # width and height of the picture in pixels
@@ -92,7 +93,7 @@ def write_pose(clip: Clip,  # in layout holistic75
     Path(path).write_bytes(buffer.getvalue())
     return Path(path)
 
-# %% ../../nbs/20_corpora/01_formats.ipynb #2e353ce7
+# %% ../../nbs/20_corpora/01_formats.ipynb #f8fecc76
 def describe(pose: Pose,  # a parsed file
              ) -> str:  # one line
     "Version, size and raw confidence range of a file."
@@ -100,6 +101,7 @@ def describe(pose: Pose,  # a parsed file
     return (f'pose {pose.header.version:.1f}; {confidence.shape[-1]} points; {size.width} × {size.height} px; '
             f'confidence {confidence.min():.4g} to {confidence.max():.4g}')
 
+# %% ../../nbs/20_corpora/01_formats.ipynb #88d4f083
 def read_pose(path: str | Path,  # .pose file, version 0.0 to 0.2, from MediaPipe Holistic or OpenPose
               face: bool = False,  # also keep the face mesh as the stream 'features/face', (T, 4 × points)
               ) -> Clip:  # holistic75, or skels50 from OpenPose; coordinates as stored, in pixels for x and y
@@ -122,7 +124,7 @@ def read_pose(path: str | Path,  # .pose file, version 0.0 to 0.2, from MediaPip
         streams['features/face'] = np.concatenate([raw[:, person, mesh], sure[:, person, mesh, None].clip(0, 1)], -1).reshape(len(raw), -1)
     return check(Clip(points, confidence, table.name, float(pose.body.fps), id=path.stem, source=f'{path.name}; {describe(pose)}', streams=streams))
 
-# %% ../../nbs/20_corpora/01_formats.ipynb #07df3e01
+# %% ../../nbs/20_corpora/01_formats.ipynb #18e7a751
 COLUMNS = ('path', 'spoken_language', 'signed_language', 'words')  # what an index must have; 'glosses' may be there too
 
 def read_index(folder: str | Path,  # with index.csv
@@ -142,6 +144,22 @@ def read_index(folder: str | Path,  # with index.csv
             raise UserError(f'{index}: line {number} names the file {row["path"]!r}, which is not there; add the file or drop the line')
     return rows
 
+# %% ../../nbs/20_corpora/01_formats.ipynb #988165cc
+def write_pose_folder(clips: Iterable[Clip],  # in layout holistic75
+                      folder: str | Path,  # to create
+                      ) -> Path:  # the folder
+    "Clips as a folder of .pose files with its index."
+    folder = Path(folder)
+    rows = ['path,spoken_language,signed_language,words,glosses']
+    for number, clip in enumerate(clips):
+        place = folder/(clip.language or 'none')
+        place.mkdir(parents=True, exist_ok=True)
+        file = write_pose(clip, place/f'{number:05d}.pose')
+        rows.append(f'{file.relative_to(folder)},,{clip.language or "none"},{clip.text or clip.gloss},{clip.gloss}')
+    (folder/'index.csv').write_text('\n'.join(rows) + '\n', encoding='utf-8')
+    return folder
+
+# %% ../../nbs/20_corpora/01_formats.ipynb #00e78df9
 def read_pose_folder(folder: str | Path,  # with index.csv
                      languages: Iterable[str] | None = None,  # signed languages to keep; None = all
                      ) -> list[Clip]:  # one clip a row, in the order of the index
@@ -161,27 +179,14 @@ def read_pose_folder(folder: str | Path,  # with index.csv
         clips.append(clip)
     return clips
 
-def write_pose_folder(clips: Iterable[Clip],  # in layout holistic75
-                      folder: str | Path,  # to create
-                      ) -> Path:  # the folder
-    "Clips as a folder of .pose files with its index."
-    folder = Path(folder)
-    rows = ['path,spoken_language,signed_language,words,glosses']
-    for number, clip in enumerate(clips):
-        place = folder/(clip.language or 'none')
-        place.mkdir(parents=True, exist_ok=True)
-        file = write_pose(clip, place/f'{number:05d}.pose')
-        rows.append(f'{file.relative_to(folder)},,{clip.language or "none"},{clip.text or clip.gloss},{clip.gloss}')
-    (folder/'index.csv').write_text('\n'.join(rows) + '\n', encoding='utf-8')
-    return folder
-
-# %% ../../nbs/20_corpora/01_formats.ipynb #988165cc
+# %% ../../nbs/20_corpora/01_formats.ipynb #352bff7b
 def holistic_lengths(array: np.ndarray,  # (n, T, 450)
                      ) -> np.ndarray:  # (n,) frames up to the last one that is not all zero
     "How long the clips of a padded array are."
     used = (array != 0).any(-1)
     return np.where(used.any(1), used.shape[1] - used[:, ::-1].argmax(1), 0)
 
+# %% ../../nbs/20_corpora/01_formats.ipynb #75057049
 def read_holistic_array(array: np.ndarray,  # (n, T, 450) or (T, 450); positions [:225], velocities [225:]
                         lengths: Sequence[int] | None = None,  # frames of each clip, such as original_frames; None = found in the array
                         glosses: Sequence[str] | None = None,  # one a clip
@@ -205,6 +210,7 @@ def read_holistic_array(array: np.ndarray,  # (n, T, 450) or (T, 450); positions
         clips.append(check(Clip(points, seen, 'holistic75', fps, id=name, gloss=gloss, source='holistic array')))
     return clips
 
+# %% ../../nbs/20_corpora/01_formats.ipynb #b3ed720e
 def write_holistic_array(clips: Sequence[Clip],  # in layout holistic75
                          frames: int = 200,  # padded length; longer clips are cut
                          ) -> np.ndarray:  # (n, frames, 450) float16
@@ -216,6 +222,7 @@ def write_holistic_array(clips: Sequence[Clip],  # in layout holistic75
         row[:T, :225], row[:T, 225:] = clip.points[:T].reshape(T, 225), velocities(clip, per_second=False)[:T].reshape(T, 225)
     return array
 
+# %% ../../nbs/20_corpora/01_formats.ipynb #6254c8ac
 def velocity_gaps(array: np.ndarray,  # (n, T, 450)
                   clips: Sequence[Clip],  # as read from it
                   ) -> np.ndarray:  # (n,) largest difference between stored and recomputed velocities

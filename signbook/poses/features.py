@@ -57,6 +57,7 @@ def change(values: np.ndarray,  # (T, …)
     moved[1:] = (values[1:] - values[:-1])*both
     return moved
 
+# %% ../../nbs/10_poses/06_features.ipynb #fdc05e9a
 def relative_features(clip: Clip,  # prepared
                       ) -> np.ndarray:  # (T, 170)
     "Both hands in their own frames, their changes, their wrists."
@@ -68,18 +69,20 @@ def relative_features(clip: Clip,  # prepared
         parts += [fingers, change(fingers, seen), wrist, change(wrist, seen), seen[:, None]]
     return np.concatenate(parts, 1)
 
-# %% ../../nbs/10_poses/06_features.ipynb #542376c6
+# %% ../../nbs/10_poses/06_features.ipynb #f84ef4f5
 TIPS = tuple(HAND.index(f'{finger}_tip') for finger in FINGERS)
 KNUCKLES = tuple(HAND.index(f'{finger}_{joint}') for finger, joint in zip(FINGERS, ('mcp',) + ('mcp',)*4))
 TIP_PAIRS = tuple((a, b) for i, a in enumerate(TIPS) for b in TIPS[i + 1:])
 THUMB_PAIRS = tuple((4, HAND.index(f'{finger}_{joint}')) for finger in FINGERS[1:] for joint in ('mcp', 'pip'))
 DISTANCES = (*TIP_PAIRS, *((0, tip) for tip in TIPS), *THUMB_PAIRS, *((tip, tip - 3) for tip in TIPS[1:]))
 
+# %% ../../nbs/10_poses/06_features.ipynb #f1e84bdb
 def unit(vectors: np.ndarray,  # (…, 2 or 3)
          ) -> np.ndarray:  # of length 1; a zero vector stays zero
     "Directions."
     return vectors/np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
 
+# %% ../../nbs/10_poses/06_features.ipynb #0a9311c5
 def palm_side(points: np.ndarray,  # (T, 21, 2 or 3) relative to the wrist
               size: np.ndarray,  # (T, 1) palm size
               ) -> np.ndarray:  # (T, 1) signed area in palm sizes squared; (T, 3) unit normal with depth
@@ -88,6 +91,7 @@ def palm_side(points: np.ndarray,  # (T, 21, 2 or 3) relative to the wrist
     if points.shape[-1] == 3: return unit(np.cross(a, b))
     return (a[:, :1]*b[:, 1:] - a[:, 1:]*b[:, :1])/size**2
 
+# %% ../../nbs/10_poses/06_features.ipynb #ccfddd4c
 def hand_shape(points: np.ndarray,  # (T, 21, 2 or 3) relative to the wrist
                palm: float,  # palm size of the clip
                ) -> np.ndarray:  # (T, 55), or (T, 63) with depth
@@ -102,6 +106,7 @@ def hand_shape(points: np.ndarray,  # (T, 21, 2 or 3) relative to the wrist
     parts = (cosines, distances, directions, unit(points[:, HAND.index('middle_mcp')]), palm_side(points, size))
     return np.concatenate([part.reshape(len(points), -1) for part in parts], 1)
 
+# %% ../../nbs/10_poses/06_features.ipynb #a182b82f
 def shape_features(clip: Clip,  # prepared
                    axes: int = 2,  # 3 = with depth
                    ) -> np.ndarray:  # (T, 112), or (T, 128) with depth
@@ -112,7 +117,7 @@ def shape_features(clip: Clip,  # prepared
         parts += [hand_shape(points, palm)*seen[:, None], seen[:, None]]
     return np.concatenate(parts, 1)
 
-# %% ../../nbs/10_poses/06_features.ipynb #f1e84bdb
+# %% ../../nbs/10_poses/06_features.ipynb #89962c3c
 def relative_columns() -> list[str]:  # 170 names
     "Names of the columns of `relative_features`."
     names = []
@@ -122,6 +127,7 @@ def relative_columns() -> list[str]:  # 170 names
         names += [f'{prefix}{side}_wrist_{axis}' for prefix in ('', 'change_') for axis in 'xy'] + [f'{side}_seen']
     return names
 
+# %% ../../nbs/10_poses/06_features.ipynb #d0a84f22
 def shape_columns(axes: str = 'xy') -> list[str]:  # 112 names, 128 for 'xyz'
     "Names of the columns of `shape_features`."
     names, kind = [], 'shape3d' if axes == 'xyz' else 'shape'
@@ -133,7 +139,7 @@ def shape_columns(axes: str = 'xy') -> list[str]:  # 112 names, 128 for 'xyz'
         names += [f'{side}_seen']
     return [f'{kind}_{name}' for name in names]
 
-# %% ../../nbs/10_poses/06_features.ipynb #3bebf74d
+# %% ../../nbs/10_poses/06_features.ipynb #7fe0bae4
 POINT_COLUMNS = [f'{name}_{axis}' for name in holistic75.points for axis in holistic75.features]
 KINDS = {'points': (points_features, POINT_COLUMNS + [f'velocity_{name}' for name in POINT_COLUMNS]),
          'relative': (relative_features, relative_columns()), 'shape': (shape_features, shape_columns()),
@@ -147,11 +153,13 @@ def kinds_of(kind: str,  # such as 'points' or 'shape+relative'
         if part not in KINDS: raise UserError(f'features: {part!r} is not declared; join some of {", ".join(KINDS)} with +')
     return parts
 
+# %% ../../nbs/10_poses/06_features.ipynb #5cd92619
 def columns(kind: str,  # such as 'points' or 'shape+relative'
             ) -> list[str]:  # D names
     "What the columns of a description mean."
     return [name for part in kinds_of(kind) for name in KINDS[part][1]]
 
+# %% ../../nbs/10_poses/06_features.ipynb #73ae54d0
 def features(clip: Clip,  # holistic75, in any unit
              kind: str = 'points',  # 'points' (450), 'relative' (170), 'shape' (112), 'shape3d' (128), some joined with '+'
              ) -> np.ndarray:  # (T, D) float32, one column a name in `columns(kind)`
@@ -159,6 +167,7 @@ def features(clip: Clip,  # holistic75, in any unit
     clip = prepared(clip)
     return np.concatenate([KINDS[part][0](clip) for part in kinds_of(kind)], 1).astype(np.float32)
 
+# %% ../../nbs/10_poses/06_features.ipynb #2709824f
 def features_of(clips: Sequence[Clip], kind: str = 'points') -> list[np.ndarray]:  # one (T, D) array a clip
     "The features of many clips."
     return [features(clip, kind) for clip in clips]
