@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..errors import UserError
 from ..poses.drawing import save
@@ -42,7 +43,7 @@ def history_figure(rows: list[dict],  # one per epoch, as the history stores the
         for name, style in zip(names, (('#4477AA', '-'), ('#CC6677', '--'), ('#228833', ':'), ('#AA3377', '-.'))):
             ax.plot(epochs, [float(row[name]) for row in rows], color=style[0], linestyle=style[1], label=name.replace('_', ' '))
         ax.axvline(best, color='#BBBBBB', linewidth=1, zorder=0)
-        ax.set_xlabel('epoch'); ax.legend(fontsize=7, frameon=False)
+        ax.set_xlabel('epoch'); ax.legend(fontsize=7, frameon=False); ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel('loss'); axes[1].set_ylabel('score')
     figure.tight_layout()
     return figure
@@ -59,12 +60,15 @@ def confusion_figure(matrix: np.ndarray,  # (K, K) counts, rows true, columns pr
     order = np.argsort(-both, axis=None, kind='stable')[:pairs]
     named = [(labels[a], labels[b], int(both[a, b])) for a, b in zip(*np.unravel_index(order, both.shape)) if both[a, b]]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), gridspec_kw=dict(width_ratios=[1, 1.3]))
-    left.imshow(np.where(off > 0, off, np.nan), cmap='viridis_r', interpolation='nearest')
-    left.set_xlabel('predicted'); left.set_ylabel('true'); left.set_title(f'errors: {int(off.sum())} of {int(matrix.sum())}', fontsize=9)
+    rows, columns = np.nonzero(off)
+    left.scatter(columns, rows, s=8*off[rows, columns], color='#4477AA', linewidths=0)
+    left.plot([0, len(matrix) - 1], [0, len(matrix) - 1], color='#BBBBBB', linewidth=.6, zorder=0)
+    left.set_xlim(-1, len(matrix)); left.set_ylim(len(matrix), -1); left.set_aspect('equal')
+    left.set_xlabel('predicted sign'); left.set_ylabel('true sign'); left.set_title(f'errors: {int(off.sum())} of {int(matrix.sum())}', fontsize=9)
     colours = ['#CC6677' if frozenset(pair[:2]) in marked else '#4477AA' for pair in named]
     right.barh([f'{a} / {b}' for a, b, _ in named][::-1], [n for *_, n in named][::-1], color=colours[::-1])
     right.set_xlabel('clips confused, both ways'); right.tick_params(axis='y', labelsize=7)
-    right.xaxis.get_major_locator().set_params(integer=True)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.tight_layout()
     return figure
 
@@ -74,13 +78,13 @@ def groups_figure(groups: dict[str, dict],  # name → stored interval (value, l
                   ylabel: str = 'top-1 (%)',
                   ) -> Figure:
     "A bar with its interval for each group."
-    figure, ax = plt.subplots(figsize=(max(3.2, .55*len(groups) + 1.6), 2.6))
+    figure, ax = plt.subplots(figsize=(max(3.2, .55*len(groups) + 1.6) + (2 if lines else 0), 2.6))
     value = np.array([100*g['value'] for g in groups.values()])
     error = np.abs(np.array([[100*g['low'], 100*g['high']] for g in groups.values()]).T - value)
     ax.bar(list(groups), value, yerr=error, color='#4477AA', ecolor='#222222', capsize=3, width=.6)
     for (name, share), style in zip(lines.items(), ('--', ':', '-.')):
         ax.axhline(100*share, color='#CC6677', linestyle=style, linewidth=1, label=name)
-    if lines: ax.legend(fontsize=7, frameon=False)
+    if lines: ax.legend(fontsize=7, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     ax.set_ylabel(ylabel); ax.set_ylim(0, 100)
     figure.tight_layout()
     return figure
