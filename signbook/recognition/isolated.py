@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHOICES', 'PRESETS', 'BEST', 'ENCODER', 'LAST', 'IsolatedConfig', 'configure', 'Encoder', 'Recogniser', 'turned',
            'versions', 'warped', 'Training', 'Epoch', 'smoothed_loss', 'outputs', 'evaluation', 'contract', 'as_json',
-           'fit_config', 'labels_of', 'train', 'Trained', 'load', 'report_csv', 'write_reports']
+           'fit_config', 'labels_of', 'cost_of', 'train', 'Trained', 'load', 'report_csv', 'write_reports']
 
 # %% ../../nbs/50_recognition/01_isolated.ipynb #7c3c717b
 import csv
@@ -79,6 +79,7 @@ PRESETS = {
     'smoke': IsolatedConfig(features='shape+relative', hidden=64, layers=1, embedding=128, frames=64, masking='pack', normaliser='standard',
                             epochs=10, patience=4, batch_size=16, learning_rate=3e-3, precision='no')}
 
+# %% ../../nbs/50_recognition/01_isolated.ipynb #19141e58
 def configure(preset: str = 'laptop',  # 'smoke', 'laptop' or 'paper'
               settings: dict[str, Any] | None = None,  # fields that differ
               ) -> IsolatedConfig:
@@ -89,7 +90,7 @@ def configure(preset: str = 'laptop',  # 'smoke', 'laptop' or 'paper'
         if name not in known: raise UserError(f'field {name!r} is unknown; isolated recognition has {", ".join(known)}')
     return replace(PRESETS[preset], **(settings or {}))
 
-# %% ../../nbs/50_recognition/01_isolated.ipynb #0e4386d3
+# %% ../../nbs/50_recognition/01_isolated.ipynb #83099667
 class Encoder(nn.Module):
     "Frames to states: what is kept when the recogniser becomes part of something larger."
     def __init__(self, config: IsolatedConfig,
@@ -114,6 +115,7 @@ class Encoder(nn.Module):
         if hasattr(self, 'convolutions'): return self.convolutions(x, inside), inside
         return self.gru(x, lengths if self.masking == 'pack' else None), inside
 
+# %% ../../nbs/50_recognition/01_isolated.ipynb #c77ab831
 class Recogniser(nn.Module):
     "Encoder, pooling over time, embedding layer, classifier."
     def __init__(self, config: IsolatedConfig,
@@ -136,7 +138,7 @@ class Recogniser(nn.Module):
         embedding = self.embedding(z)
         return dict(logits=self.classifier(embedding), attention=weights, embedding=embedding)
 
-# %% ../../nbs/50_recognition/01_isolated.ipynb #d9e40514
+# %% ../../nbs/50_recognition/01_isolated.ipynb #a1f4ac04
 def turned(clip: Clip,  # any layout
            degrees: float,  # clockwise in the picture
            factor: float,  # of size
@@ -146,6 +148,7 @@ def turned(clip: Clip,  # any layout
     matrix = factor*Rotation.from_euler('z', degrees, degrees=True).as_matrix()
     return replace(clip, points=((clip.points - origin) @ matrix.T + origin).astype(np.float32))
 
+# %% ../../nbs/50_recognition/01_isolated.ipynb #0fb0331a
 def versions(clip: Clip, config: IsolatedConfig,
              number: int,  # of the clip in the training split
              ) -> list[np.ndarray]:  # 1 + copies arrays (T, D)
@@ -154,6 +157,7 @@ def versions(clip: Clip, config: IsolatedConfig,
     made = [clip] + [turned(clip, config.turn*rng.standard_normal(), np.exp(config.scale*rng.standard_normal())) for _ in range(config.copies)]
     return [array[:config.frames] for array in features_of(made, config.features)]
 
+# %% ../../nbs/50_recognition/01_isolated.ipynb #2e96592c
 def warped(array: np.ndarray,  # (T, D)
            factor: float,  # of the duration
            most: int,  # frames allowed
@@ -165,7 +169,7 @@ def warped(array: np.ndarray,  # (T, D)
     share = (times - a)[:, None].astype(np.float32)
     return (1 - share)*array[a] + share*array[np.minimum(a + 1, len(array) - 1)]
 
-# %% ../../nbs/50_recognition/01_isolated.ipynb #62ee833e
+# %% ../../nbs/50_recognition/01_isolated.ipynb #479b78c7
 class Training:
     "The training split as batches, a new order and new variation every epoch."
     def __init__(self, clips: Sequence[Clip],
@@ -204,7 +208,7 @@ class Epoch:
             x, lengths = pad(arrays, None if self.training.config.masking == 'pack' else self.training.config.frames)
             yield dict(x=x, lengths=lengths, y=self.training.targets[batch])
 
-# %% ../../nbs/50_recognition/01_isolated.ipynb #0fb0331a
+# %% ../../nbs/50_recognition/01_isolated.ipynb #2b086466
 def smoothed_loss(smoothing: float,  # share of the target that is spread over all glosses
                   ):  # (model, batch) -> (loss, numbers to record), as `fit` wants it
     "Cross-entropy with smoothed labels."
@@ -214,6 +218,7 @@ def smoothed_loss(smoothing: float,  # share of the target that is spread over a
         return value, dict(top1=float((logits.argmax(1) == batch['y']).float().mean()))
     return loss
 
+# %% ../../nbs/50_recognition/01_isolated.ipynb #e707d1ec
 def outputs(model: Recogniser, arrays: Sequence[np.ndarray],  # (T, D) each
             name: str = 'logits',  # or 'embedding'
             batch_size: int = 64) -> np.ndarray:  # (N, K) or (N, E) float32
@@ -227,6 +232,7 @@ def outputs(model: Recogniser, arrays: Sequence[np.ndarray],  # (T, D) each
             for number, row in zip(part, model(x.to(device), lengths.to(device))[name].float().cpu().numpy()): found[number] = row
     return np.stack(found)
 
+# %% ../../nbs/50_recognition/01_isolated.ipynb #4810aba4
 def evaluation(arrays: Sequence[np.ndarray],  # features of the dev split
                targets: np.ndarray,  # (N,)
                smoothing: float):  # model -> scores
@@ -239,7 +245,7 @@ def evaluation(arrays: Sequence[np.ndarray],  # features of the dev split
                     loss=float(cross(logits, y, label_smoothing=smoothing)), nll=float(cross(logits, y)))
     return evaluate
 
-# %% ../../nbs/50_recognition/01_isolated.ipynb #8dd7c59d
+# %% ../../nbs/50_recognition/01_isolated.ipynb #f6b441bd
 BEST, ENCODER, LAST = (f'checkpoints/{name}.safetensors' for name in ('best_bigru_attention_model', 'best_isolated_encoder_only',
                                                                    'last_bigru_attention_model'))
 
@@ -251,12 +257,14 @@ def as_json(value: Any) -> str:
     "Text of a JSON file."
     return json.dumps(value, indent=1, ensure_ascii=False) + '\n'
 
+# %% ../../nbs/50_recognition/01_isolated.ipynb #23dc5fcc
 def fit_config(config: IsolatedConfig, progress: bool) -> FitConfig:
     "The settings as the training loop takes them."
     precision = 'no' if config.precision == 'fp16' and not torch.cuda.is_available() else config.precision
     return FitConfig(epochs=config.epochs, learning_rate=config.learning_rate, weight_decay=config.weight_decay, patience=config.patience,
                      clip_norm=config.clip_norm, precision=precision, seed=config.seed, monitor='top1', mode='max', tie='nll', progress=progress)
 
+# %% ../../nbs/50_recognition/01_isolated.ipynb #d6247c84
 def labels_of(train: Sequence[Clip], dev: Sequence[Clip]) -> list[str]:  # K glosses, sorted
     "The glosses to tell apart, after checking both splits."
     if not len(train) or not len(dev): raise UserError('isolated recognition: the train or dev split is empty; both need clips')
@@ -267,6 +275,16 @@ def labels_of(train: Sequence[Clip], dev: Sequence[Clip]) -> list[str]:  # K glo
         raise UserError(f'isolated recognition: the dev split has gloss {unknown[0]!r}, which no training clip has; use the splits of one corpus')
     return labels
 
+# %% ../../nbs/50_recognition/01_isolated.ipynb #33d99126
+def cost_of(model: Recogniser, training: 'Training', epochs: int, steps: int) -> dict[str, int]:
+    "What the training computed, counted: equal on every machine."
+    config, rounds = training.config, [computed_frames(training(epoch).order, training.lengths) for epoch in range(epochs)]
+    padded = sum(p for p, _ in rounds) if config.masking == 'pack' else epochs*len(training.lengths)*config.frames
+    real = sum(r for _, r in rounds)
+    return dict(train_clips=len(training.lengths), parameters=sum(p.numel() for p in model.parameters()), steps=steps, frames_with_padding=padded,
+                frames_of_clips=real, frames_computed=real if config.masking == 'pack' and config.encoder == 'bigru' else padded)
+
+# %% ../../nbs/50_recognition/01_isolated.ipynb #225f09eb
 def train(train_clips: Sequence[Clip],  # holistic75, with glosses
           dev_clips: Sequence[Clip],  # other signers, the same glosses
           config: IsolatedConfig, folder: str | Path,  # of this run alone; an interrupted run goes on
@@ -286,11 +304,7 @@ def train(train_clips: Sequence[Clip],  # holistic75, with glosses
                   contract=told)
     for name, target in (('best', BEST), ('last', LAST)): (folder/f'{name}.safetensors').replace(folder/target)
     save_weights(model.encoder, folder/ENCODER, told)
-    epochs = [computed_frames(training(epoch).order, training.lengths) for epoch in range(len(history.rows))]
-    padded = sum(p for p, _ in epochs) if config.masking == 'pack' else len(epochs)*len(train_clips)*config.frames
-    cost = dict(train_clips=len(train_clips), parameters=sum(p.numel() for p in model.parameters()), steps=int(history.rows[-1]['step']),
-                frames_with_padding=padded, frames_of_clips=sum(r for _, r in epochs))
-    cost['frames_computed'] = cost['frames_of_clips'] if config.masking == 'pack' and config.encoder == 'bigru' else padded
+    cost = cost_of(model, training, len(history.rows), int(history.rows[-1]['step']))
     validation = {name: history.best_row[name] for name in ('top1', 'top5', 'loss', 'nll')}
     write_atomic(folder/'metadata'/'label_to_id.json', as_json({label: i for i, label in enumerate(labels)}))
     write_atomic(folder/'metadata'/'id_to_label.json', as_json({str(i): label for i, label in enumerate(labels)}))
@@ -300,7 +314,7 @@ def train(train_clips: Sequence[Clip],  # holistic75, with glosses
     write_atomic(folder/'training_config.json', as_json(asdict(config)))
     return Trained(model, labels, config, folder)
 
-# %% ../../nbs/50_recognition/01_isolated.ipynb #479b78c7
+# %% ../../nbs/50_recognition/01_isolated.ipynb #b5ceb3b3
 class Trained:
     "A recogniser with what it needs to read clips."
     def __init__(self, model: Recogniser,
@@ -332,6 +346,7 @@ class Trained:
         weights = outputs(self.model, self.arrays([clip]), 'attention')[0][:len(clip)]
         return np.pad(weights, (0, len(clip) - len(weights)))
 
+# %% ../../nbs/50_recognition/01_isolated.ipynb #daf79f7b
 def load(folder: str | Path,  # that `train` wrote
          ) -> Trained:
     "The trained recogniser of a run."
@@ -348,7 +363,7 @@ def load(folder: str | Path,  # that `train` wrote
     load_weights(model, folder/BEST, contract(config, labels))
     return Trained(model, labels, config, folder)
 
-# %% ../../nbs/50_recognition/01_isolated.ipynb #e707d1ec
+# %% ../../nbs/50_recognition/01_isolated.ipynb #79535cf3
 def report_csv(told: dict[str, Any],  # from `scores.labels.report`
                ) -> str:
     "The classification report as comma-separated text."
@@ -360,6 +375,7 @@ def report_csv(told: dict[str, Any],  # from `scores.labels.report`
         else: writer.writerow([label, '', '', row, told['macro avg']['support']])
     return text.getvalue()
 
+# %% ../../nbs/50_recognition/01_isolated.ipynb #9718de95
 def write_reports(trained: Trained, clips: Sequence[Clip],  # the test split
                   ) -> dict[str, Any]:  # the test scores
     "Test scores, written beside the training's files."
