@@ -194,7 +194,7 @@ def clips_of(one: Round, split: str, number: int, seed: int, variation: Variatio
             for a, b, gloss, signer, (start, end) in zip(ends, ends[1:], table.gloss, one.signer, one.stroke)]
 
 # %% ../../nbs/20_corpora/09_pocket.ipynb #b6dc8451
-PRESETS = {'smoke': 4, 'laptop': 20}
+PRESETS = {'smoke': 4, 'laptop': 20, 'paper': 20}  # clips a gloss; at paper the recipe changes, not the corpus
 
 def rounds(preset: str | int) -> dict[str, int]:  # rounds of each split
     "How many clips of every gloss each split gets."

@@ -31,7 +31,7 @@ def snakemake_command(project: Path,  # the checkout
               'from snakemake.cli import main; import sys; main(sys.argv[1:])')
     return [sys.executable, '-c', launch, '--snakefile', str(project/'nbs'/'experiments'/'Snakefile'), '--directory', str(folder),
             '--config', f'request={request_file}', '--cores', str(cores), '--nolock', '--rerun-incomplete', '--keep-going',
-            '--scheduler', 'greedy', '--rerun-triggers', 'input', '--quiet', 'all', *extra]
+            '--scheduler', 'greedy', '--rerun-triggers', 'input', *([] if {'-n', '--dry-run'} & set(extra) else ['--quiet', 'all']), *extra]
 
 # %% ../../nbs/90_workbook/07_batch.ipynb #8f5ebd36
 class Watch:
@@ -75,7 +75,7 @@ def reproduce(request: Request,
         steps = read_plan(project, request)
         stale = reasons_to_run(project, request, steps)
         if not stale: say(f'{request.label}/{request.corpus}: all {len(steps)} steps are up to date')
-        elif not _run(project, request, steps, stale, cores, extra or [], say): return False
+        elif ended := _run(project, request, steps, stale, cores, extra or [], say): return ended == 'dry run'
         from signbook.workbook.report import write_report
         page = write_report(project, request, steps)
         waiting = [key for key in steps if not read_done(request.folder/key)]
@@ -90,10 +90,11 @@ def _raise_user_error(folder: Path) -> None:
     told = json.loads(failed.read_text(encoding='utf-8')) if failed.exists() else {}
     if told.get('error') == 'UserError': raise UserError(told['message'])
 
-def _run(project, request, steps, stale, cores, extra, say) -> bool:
+def _run(project, request, steps, stale, cores, extra, say) -> str:  # '' where Snakemake came to its end, else why it did not
     say(f'{request.label}/{request.corpus}: {len(stale)} of {len(steps)} steps to run')
     dry = '--dry-run' in extra or '-n' in extra
-    if not dry:
+    if dry: extra = [*extra, '--forcerun', *(steps[key].rule for key in stale)]
+    else:
         for key in stale:
             for mark in ('done.json', 'failed.json'): (request.folder/key/mark).unlink(missing_ok=True)
     request.folder.mkdir(parents=True, exist_ok=True)
@@ -108,12 +109,12 @@ def _run(project, request, steps, stale, cores, extra, say) -> bool:
         except KeyboardInterrupt:
             child.wait()
             say('interrupted: what was finished stays; the same command goes on from here')
-            return False
+            return 'interrupted'
     watch.look()
     if child.returncode and not any((request.folder/key/'log.txt').exists() for key in stale):
         tail = (request.folder/'batch.log').read_text(encoding='utf-8').strip().splitlines()[-3:]
         raise UserError(f'Snakemake could not start: {" ".join(tail)}')
-    return not dry
+    return 'dry run' if dry else ''
 
 # %% ../../nbs/90_workbook/07_batch.ipynb #f08c1d31
 def status(request: Request, project: Path | None = None) -> dict[str, list[str]]:  # key → reasons, empty list: up to date

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -109,6 +110,11 @@ class Step:
     def key(self) -> str:
         "target/step-variant-sSEED, the folder below the request's folder."
         return f'{self.target}/{self.name}-{self.variant}-s{self.seed}'
+
+    @property
+    def rule(self) -> str:
+        "The key as a name that Snakemake accepts."
+        return re.sub(r'\W', '_', self.key)
 
 # %% ../../nbs/90_workbook/01_plan.ipynb #ab5101c0
 class Plan:
