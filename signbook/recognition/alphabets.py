@@ -41,6 +41,7 @@ def read_alphabets(root: str | Path,  # the data folder that holds fingerspellin
     if not folder.is_dir(): raise UserError(f'{folder}: no such folder; SIGNBOOK_DATA must name the folder that holds fingerspelling/')
     return read_pose_folder(folder)
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #689fa1b6
 def usable(clips: Sequence[Clip],  # with language, source and written letter
            ) -> list[Clip]:  # of languages with files of their own; single Latin letters that all of them share, as capitals
     "The clips that may stand beside each other."
@@ -51,7 +52,7 @@ def usable(clips: Sequence[Clip],  # with language, source and written letter
         raise UserError(f'alphabets: {len(kept)} clips are left after the audit; at least three languages that share letters are needed')
     return kept
 
-# %% ../../nbs/50_recognition/03_alphabets.ipynb #fcec6a84
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #cdd57517
 def left_handed(clips: Sequence[Clip],  # holistic75, one signer a language
                 ) -> list[str]:  # languages
     "The languages whose signer's left hand is seen more than the right one."
@@ -59,13 +60,14 @@ def left_handed(clips: Sequence[Clip],  # holistic75, one signer a language
     for clip in clips: seen[clip.language] = seen.get(clip.language, 0) + hands_visible(clip).sum(0)
     return sorted(language for language, (left, right) in seen.items() if left > right)
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #c02bbcea
 def right_handed(clips: Sequence[Clip],  # holistic75, one signer a language
                  ) -> list[Clip]:  # left-handed signers mirrored
     "The clips with every signer's spelling hand on the right."
     mirrored = left_handed(clips)
     return [mirror(replace(clip, streams={})) if clip.language in mirrored else clip for clip in clips]
 
-# %% ../../nbs/50_recognition/03_alphabets.ipynb #080d56ed
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #bb17a5c1
 def depth_factor(clips: Sequence[Clip],  # right-handed
                  factors: Sequence[float] = tuple(np.geomspace(1, 2000, 34)),  # tried
                  ) -> float:  # by which depth has to be multiplied to be in the unit of x and y
@@ -78,11 +80,12 @@ def depth_factor(clips: Sequence[Clip],  # right-handed
         return float(np.median([length.std(0)/np.maximum(length.mean(0), 1e-6) for length in lengths]))
     return float(factors[int(np.argmin([wobble(factor) for factor in factors]))])
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #8b73942f
 def with_depth(clip: Clip, factor: float) -> Clip:  # the same x and y
     "The clip with its depth rescaled."
     return replace(clip, points=clip.points*np.float32([1, 1, factor]))
 
-# %% ../../nbs/50_recognition/03_alphabets.ipynb #101703ac
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #6c7f04c3
 def prepare(listed: Sequence[Clip],  # as `read_alphabets` gives them
             ) -> tuple[list[Clip], Audit]:  # clips for the experiment, and what the audit found
     "The audited, right-handed clips with depth in the unit of x and y."
@@ -91,7 +94,7 @@ def prepare(listed: Sequence[Clip],  # as `read_alphabets` gives them
     factor = depth_factor(clips)
     return [with_depth(clip, factor) for clip in clips], found
 
-# %% ../../nbs/50_recognition/03_alphabets.ipynb #8b73942f
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #62fc77a5
 @dataclass(frozen=True)
 class Candidate:
     "Settings of one network for letters."
@@ -112,6 +115,7 @@ class Candidate:
 
 CANDIDATES = (Candidate('thirds'), Candidate('attention', pooled='attention'), Candidate('flat', features='shape+relative'))
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #eae03fb2
 def spelling_hand(clip: Clip,  # right-handed
                   kind: str,  # of `poses.features`
                   ) -> np.ndarray:  # (T, D)
@@ -119,6 +123,7 @@ def spelling_hand(clip: Clip,  # right-handed
     chosen = [number for number, name in enumerate(columns(kind)) if 'right' in name and 'change' not in name]
     return features(clip, kind)[:, chosen]
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #a0e09f4e
 def resampled(array: np.ndarray,  # (T, D)
               frames: int) -> np.ndarray:  # (frames, D)
     "Linear interpolation to a fixed number of frames."
@@ -127,7 +132,7 @@ def resampled(array: np.ndarray,  # (T, D)
     share = (times - a)[:, None]
     return ((1 - share)*array[a] + share*array[np.minimum(a + 1, len(array) - 1)]).astype(np.float32)
 
-# %% ../../nbs/50_recognition/03_alphabets.ipynb #6c7f04c3
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #6e00dc35
 @dataclass
 class Letters:
     "The prepared clips as arrays."
@@ -147,6 +152,7 @@ class Letters:
         mean, deviation = x[train].mean((0, 1)), np.maximum(x[train].std((0, 1)), 1e-2)
         return torch.from_numpy(((x - mean)/deviation).clip(-5, 5).astype(np.float32))
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #b1aac4d5
 def described(clips: Sequence[Clip],  # prepared
               ) -> Letters:
     "Clips as arrays in the descriptions that the candidates need."
@@ -154,7 +160,7 @@ def described(clips: Sequence[Clip],  # prepared
     arrays = {kind: [spelling_hand(clip, kind) for clip in clips] for kind in sorted({c.features for c in CANDIDATES})}
     return Letters(np.array([names.index(clip.gloss) for clip in clips]), np.array([clip.language for clip in clips]), names, arrays)
 
-# %% ../../nbs/50_recognition/03_alphabets.ipynb #62fc77a5
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #9ba0f1d0
 class LetterNetwork(nn.Module):
     "Temporal convolutions, a summary over time, one score a letter."
     def __init__(self, candidate: Candidate,
@@ -175,6 +181,7 @@ class LetterNetwork(nn.Module):
         z = self.attention(h, torch.ones(B, T, dtype=torch.bool))[0] if self.attention else torch.cat([p.mean(1) for p in h.tensor_split(3, 1)], 1)
         return self.out(self.dropout(z))
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #224eb54f
 def mixed_loss(network: LetterNetwork, x: Tensor, y: Tensor, candidate: Candidate,
                share: float,  # λ
                generator: torch.Generator) -> Tensor:
@@ -185,7 +192,7 @@ def mixed_loss(network: LetterNetwork, x: Tensor, y: Tensor, candidate: Candidat
     loss = [functional.cross_entropy(scores, target, label_smoothing=candidate.smoothing) for target in (y, y[other])]
     return share*loss[0] + (1 - share)*loss[1]
 
-# %% ../../nbs/50_recognition/03_alphabets.ipynb #eae03fb2
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #f8dd789e
 def fit_letters(x: Tensor,  # (N, T, D) training clips
                 y: Tensor,  # (N,) letters
                 classes: int, candidate: Candidate, seed: int) -> LetterNetwork:  # in evaluation mode
@@ -204,6 +211,7 @@ def fit_letters(x: Tensor,  # (N, T, D) training clips
             optimiser.step(); schedule.step()
     return network.eval()
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #342c1c0c
 def network_probabilities(data: Letters, candidate: Candidate,
                           train: np.ndarray,  # (N,) bool
                           seed: int) -> np.ndarray:  # (clips that are not in train, K)
@@ -212,7 +220,7 @@ def network_probabilities(data: Letters, candidate: Candidate,
     network = fit_letters(x[train], torch.from_numpy(data.letter[train]), len(data.names), candidate, seed)
     with torch.inference_mode(): return network(x[~train]).softmax(1).double().numpy()
 
-# %% ../../nbs/50_recognition/03_alphabets.ipynb #b1449161
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #4ed537af
 TREES, BINS = 500, 12
 
 def forest_probabilities(data: Letters, train: np.ndarray, seed: int = 0, kind: str = 'shape3d+relative') -> np.ndarray:  # (others, K)
@@ -220,16 +228,18 @@ def forest_probabilities(data: Letters, train: np.ndarray, seed: int = 0, kind: 
     rows = binned(data.arrays[kind], BINS)
     return extra_trees(rows[train], data.letter[train], rows[~train], len(data.names), TREES, seed)
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #54fa1326
 def neighbour_probabilities(data: Letters, train: np.ndarray, kind: str = 'shape3d+relative') -> np.ndarray:  # (others, K)
     "What the nearest training clip says of the others."
     rows = binned(data.arrays[kind], BINS)
     return nearest_neighbour(rows[train], data.letter[train], rows[~train], len(data.names))
 
-# %% ../../nbs/50_recognition/03_alphabets.ipynb #1591c69f
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #c64cea76
 def pairs_of(data: Letters) -> list[tuple[str, str]]:
     "All pairs of languages."
     return list(itertools.combinations(data.languages, 2))
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #e38d00ca
 def inner(data: Letters,
           system: Candidate | None,  # None = the forest
           pairs: Sequence[tuple[str, str]] | None = None,  # which to do here; None = all
@@ -242,6 +252,7 @@ def inner(data: Letters,
         found['+'.join(pair)] = P.round(5).tolist()
     return dict(system=system.name if system else 'forest', pairs=found)
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #55d32f7b
 def merged(parts: Sequence[dict[str, Any]],  # of `inner`, from any number of jobs
            ) -> dict[str, dict[str, Any]]:  # system → pair → probabilities
     "The results of several jobs as one."
@@ -249,7 +260,7 @@ def merged(parts: Sequence[dict[str, Any]],  # of `inner`, from any number of jo
     for part in parts: whole.setdefault(part['system'], {}).update(part['pairs'])
     return whole
 
-# %% ../../nbs/50_recognition/03_alphabets.ipynb #fa12a72c
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #4b71370d
 WEIGHTS = (.5, 1.0, 2.0, 4.0)  # of the network beside the forest
 
 @dataclass(frozen=True)
@@ -259,6 +270,7 @@ class Choice:
     weight: float  # of the network in the ensemble
     scores: dict[str, float]  # inner top-1 of everything that could have been chosen
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #23b25656
 def inner_score(data: Letters, language: str,  # the test language, which is not scored
                 say) -> float:  # say(pair) -> probabilities of the clips of the pair
     "Mean top-1 over the languages left out beside the test language."
@@ -270,6 +282,7 @@ def inner_score(data: Letters, language: str,  # the test language, which is not
         right.append((np.asarray(say('+'.join(pair)))[judged].argmax(1) == data.letter[rows[judged]]).mean())
     return float(np.mean(right))
 
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #c588b67e
 def choose(data: Letters, results: dict[str, dict[str, Any]],  # from `merged`
            language: str) -> Choice:
     "Network and weight for a test language, by the other languages alone."
@@ -281,7 +294,7 @@ def choose(data: Letters, results: dict[str, dict[str, Any]],  # from `merged`
     scores |= {f'forest + {weight:g} × {best}': score for weight, score in both.items()}
     return Choice(best, max(WEIGHTS, key=both.__getitem__), scores)
 
-# %% ../../nbs/50_recognition/03_alphabets.ipynb #224eb54f
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #315a0bef
 def outer(data: Letters, choice: Choice, language: str, seeds: Sequence[int] = (0, 1, 2, 3, 4),
           candidates: Sequence[Candidate] = CANDIDATES) -> dict[str, Any]:  # ready for JSON
     "What the chosen systems say of a language that none of them saw."
@@ -300,9 +313,10 @@ def right_by_system(results: Sequence[dict[str, Any]],  # of `outer`, one a lang
     "Which clips each system reads correctly, all languages together."
     language = np.concatenate([[r['language']]*len(r['truth']) for r in results])
     truth = np.concatenate([r['truth'] for r in results])
-    return {name: np.concatenate([np.argmax(r['probabilities'][name], 1) for r in results]) == truth for name in results[0]['probabilities']}, language
+    systems = results[0]['probabilities']
+    return {name: np.concatenate([np.argmax(r['probabilities'][name], 1) for r in results]) == truth for name in systems}, language
 
-# %% ../../nbs/50_recognition/03_alphabets.ipynb #f8dd789e
+# %% ../../nbs/50_recognition/03_alphabets.ipynb #d2404ddc
 LEAK = .75  # a mean above this is a leak until disproved
 
 def account(results: Sequence[dict[str, Any]],  # of `outer`, one a language
@@ -314,13 +328,14 @@ def account(results: Sequence[dict[str, Any]],  # of `outer`, one a language
     single = np.mean([right[name] for name in seeds], 0)   # the share of seeds that read a clip: one network, on average
     columns = {name: right[name].astype(float) for name in shown} | {'network': single}
     rows = [dict(language=one, clips=int((language == one).sum()), chance=1/classes)
-            | {name: bootstrap(values[language == one]).as_json() for name, values in columns.items()} for one in dict.fromkeys(language.tolist())]
+            | {name: bootstrap(values[language == one]).as_json() for name, values in columns.items()}
+            for one in dict.fromkeys(language.tolist())]
     tests = {name: paired_randomisation(columns[name], columns['forest']) for name in ('network', 'networks', 'ensemble')}
     corrected = holm({name: test.p for name, test in tests.items()})
     spread = over_seeds([right[name].mean() for name in seeds])
     means = {name: bootstrap(values).as_json() for name, values in columns.items()}
-    return dict(rows=rows, means=means, chance=1/classes, seeds=dict(mean=spread.mean, sd=spread.sd, n=spread.n),
-                tests={name: test.as_json() | dict(p_holm=corrected[name], sentence=verdict(test, f'the {name}', 'the forest'))
-                       for name, test in tests.items()},
+    tested = {name: test.as_json() | dict(p_holm=corrected[name], sentence=verdict(test, f'the {name}', 'the forest'))
+              for name, test in tests.items()}
+    return dict(rows=rows, means=means, chance=1/classes, seeds=dict(mean=spread.mean, sd=spread.sd, n=spread.n), tests=tested,
                 chosen={r['language']: dict(network=r['network'], weight=r['weight']) for r in results},
                 suspicious=[name for name, mean in means.items() if mean['value'] > LEAK])
