@@ -40,7 +40,7 @@ class Clip:
         "The declared layout of the points."
         return layout(self.layout)
 
-# %% ../../nbs/10_poses/02_clips.ipynb #f9f149f3
+# %% ../../nbs/10_poses/02_clips.ipynb #6dd99bdf
 def check(clip: Clip,  # any clip
           ) -> Clip:  # the same clip
     "The clip, or an error that names what is wrong with it."
@@ -55,7 +55,7 @@ def check(clip: Clip,  # any clip
         if len(stream) != T: raise UserError(f'{where}: stream {name} has {len(stream)} frames, the points have {T}; align it first')
     return clip
 
-# %% ../../nbs/10_poses/02_clips.ipynb #be68a494
+# %% ../../nbs/10_poses/02_clips.ipynb #be90edb5
 def cut(clip: Clip,
         start: int,  # first frame
         end: int,  # one past the last frame
@@ -66,7 +66,7 @@ def cut(clip: Clip,
     return replace(clip, points=clip.points[start:end], confidence=clip.confidence[start:end], segments=segments,
                    streams={name: stream[start:end] for name, stream in clip.streams.items()})
 
-# %% ../../nbs/10_poses/02_clips.ipynb #5543f67b
+# %% ../../nbs/10_poses/02_clips.ipynb #b625de35
 def shoulder_frame(clip: Clip) -> tuple[np.ndarray, float]:  # (C,) mid-shoulder position, shoulder width
     "Origin and unit of the body: medians over the frames in which both shoulders are seen."
     left, right = clip.table.shoulders
@@ -77,13 +77,14 @@ def shoulder_frame(clip: Clip) -> tuple[np.ndarray, float]:  # (C,) mid-shoulder
     if width <= 0: raise UserError(f'clip {clip.id}: the shoulders lie on one point; the file is damaged or its layout is wrong')
     return (a + b)/2, width
 
+# %% ../../nbs/10_poses/02_clips.ipynb #033f4c21
 def normalise(clip: Clip) -> Clip:  # origin between the shoulders, lengths in shoulder widths, missing points at 0
     "The clip in the body's own coordinates."
     origin, width = shoulder_frame(clip)
     points = np.where(clip.confidence[..., None] > 0, (clip.points - origin)/width, 0)
     return replace(clip, points=points.astype(np.float32))
 
-# %% ../../nbs/10_poses/02_clips.ipynb #916ace61
+# %% ../../nbs/10_poses/02_clips.ipynb #a93c215e
 def fill_gaps(clip: Clip,
               longest: int = 5,  # frames; longer gaps stay missing
               ) -> Clip:  # short inner gaps filled linearly
@@ -101,7 +102,7 @@ def fill_gaps(clip: Clip,
     confidence[t, v] = np.minimum(clip.confidence[a, v], clip.confidence[b, v])
     return replace(clip, points=points, confidence=confidence)
 
-# %% ../../nbs/10_poses/02_clips.ipynb #ce94ecc7
+# %% ../../nbs/10_poses/02_clips.ipynb #71cb4ca5
 def velocities(clip: Clip,
                per_second: bool = True,  # False gives units per frame, as the processed arrays of isolated recognition store it
                ) -> np.ndarray:  # (T, V, C) float32, 0 in the first frame and where either frame misses the point
@@ -111,7 +112,7 @@ def velocities(clip: Clip,
     step[1:] = (clip.points[1:] - clip.points[:-1]) * (seen[1:] & seen[:-1])[..., None]
     return step*np.float32(clip.fps if per_second else 1)
 
-# %% ../../nbs/10_poses/02_clips.ipynb #6f8d999e
+# %% ../../nbs/10_poses/02_clips.ipynb #c4fe00f1
 def _linear(stream: np.ndarray, a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
     w = share.reshape(-1, *[1]*(stream.ndim - 1)).astype(np.float32)
     return ((1 - w)*stream[a] + w*stream[b]).astype(np.float32)
@@ -119,6 +120,7 @@ def _linear(stream: np.ndarray, a: np.ndarray, b: np.ndarray, share: np.ndarray)
 def _nearest(stream: np.ndarray, a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
     return stream[np.where(share < .5, a, b)]
 
+# %% ../../nbs/10_poses/02_clips.ipynb #ddad463d
 SMPLX_ROTATIONS = 53  # root, 21 body, 15 + 15 finger joints and the jaw, axis-angle, before 10 shape and 10 expression numbers
 
 def _rotations(stream: np.ndarray, a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -128,6 +130,7 @@ def _rotations(stream: np.ndarray, a: np.ndarray, b: np.ndarray, share: np.ndarr
     posed = (first*Rotation.from_rotvec(turn)).as_rotvec().reshape(len(a), n)
     return np.concatenate([posed, _linear(stream[:, n:], a, b, share)], 1).astype(np.float32)
 
+# %% ../../nbs/10_poses/02_clips.ipynb #64502f46
 def blend(name: str,  # stream name
           stream: np.ndarray,  # (T, …)
           a: np.ndarray, b: np.ndarray,  # (S,) frames before and after
@@ -139,7 +142,7 @@ def blend(name: str,  # stream name
     if kind not in rules: raise UserError(f'stream {name!r} has no rule for frames between frames; known streams are {", ".join(rules)}')
     return rules[kind](stream, a, b, share)
 
-# %% ../../nbs/10_poses/02_clips.ipynb #f1f3f4c0
+# %% ../../nbs/10_poses/02_clips.ipynb #b42e6421
 def sample_at(clip: Clip,
               times: np.ndarray,  # (S,) positions in frames of the clip, ascending, within [0, T - 1]
               fps: float,  # frame rate of the result
@@ -156,6 +159,7 @@ def sample_at(clip: Clip,
     return replace(clip, points=_linear(clip.points, a, b, share), confidence=confidence.astype(np.float32), fps=fps, segments=segments,
                    streams={name: blend(name, stream, a, b, share) for name, stream in clip.streams.items()})
 
+# %% ../../nbs/10_poses/02_clips.ipynb #bdaf725e
 def resample(clip: Clip,
              fps: float,  # wanted frames per second
              ) -> Clip:  # the same duration at the new rate
@@ -165,20 +169,21 @@ def resample(clip: Clip,
     last = (len(clip) - 1)/clip.fps
     return sample_at(clip, np.arange(int(last*fps + 1e-6) + 1)*clip.fps/fps, fps)
 
-# %% ../../nbs/10_poses/02_clips.ipynb #3905934d
+# %% ../../nbs/10_poses/02_clips.ipynb #917a7b0e
 def hands_visible(clip: Clip,
                   share: float = 0.5,  # of a hand's points that must be seen
                   ) -> np.ndarray:  # (T, 2) bool: left hand, right hand
     "In which frames each hand is seen."
     return np.stack([(clip.confidence[:, clip.table.indices(side)] > 0).mean(1) >= share for side in ('left_hand', 'right_hand')], 1)
 
+# %% ../../nbs/10_poses/02_clips.ipynb #d50a37fe
 def trim(clip: Clip) -> Clip:  # without leading and trailing frames that show no hand
     "The clip from the first to the last frame with a hand."
     seen = hands_visible(clip).any(1).nonzero()[0]
     if len(seen) == 0: raise UserError(f'clip {clip.id}: no frame shows a hand; drop it or re-run the pose estimator')
     return cut(clip, seen[0], seen[-1] + 1)
 
-# %% ../../nbs/10_poses/02_clips.ipynb #64502f46
+# %% ../../nbs/10_poses/02_clips.ipynb #7cb8c493
 def _mirror_smplx(stream: np.ndarray) -> np.ndarray:
     names = layout('smplx55')
     # the stored order is root, body, left hand, right hand, jaw: joints 0–21, 25–39, 40–54 and 22 of the tree
@@ -187,6 +192,7 @@ def _mirror_smplx(stream: np.ndarray) -> np.ndarray:
     turns = stream[:, :159].reshape(-1, SMPLX_ROTATIONS, 3)[:, swap]*np.float32([1, -1, -1])
     return np.concatenate([turns.reshape(len(stream), -1), stream[:, 159:]], 1)
 
+# %% ../../nbs/10_poses/02_clips.ipynb #66d1b8c5
 def mirror(clip: Clip) -> Clip:  # seen in a mirror at the middle of the shoulders
     "The clip as the signer's mirror image would sign it."
     origin, _ = shoulder_frame(clip)
