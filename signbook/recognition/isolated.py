@@ -73,7 +73,7 @@ class IsolatedConfig:
 
 # %% ../../nbs/50_recognition/01_isolated.ipynb #5a37a096
 PRESETS = {
-    'paper': IsolatedConfig(masking='pack'),
+    'paper': IsolatedConfig(),
     'laptop': IsolatedConfig(features='shape+relative', hidden=128, embedding=256, frames=64, masking='pack', normaliser='standard', epochs=20,
                              patience=5, learning_rate=1e-3, precision='no'),
     'smoke': IsolatedConfig(features='shape+relative', hidden=64, layers=1, embedding=128, frames=64, masking='pack', normaliser='standard',
