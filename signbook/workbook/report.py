@@ -36,8 +36,10 @@ def table_html(table: dict) -> str:
             f'<tbody>{body}</tbody></table></div>{notes}</figure>')
 
 def in_order(folder: Path) -> list[Path]:
-    "The stored tables: the main one first, those of timings last."
-    return sorted(folder.glob('*.json'), key=lambda path: (path.stem != 'main', path.stem.endswith('_timing'), path.stem))
+    "The stored tables: what an audit found before any score, then the main one, then the rest, those of timings last."
+    first = ['audit', 'main']
+    return sorted(folder.glob('*.json'), key=lambda path: (first.index(path.stem) if path.stem in first else len(first),
+                                                            path.stem.endswith('_timing'), path.stem))
 
 def figure_html(path: Path) -> str:
     "A PNG inside the page, with the caption that stands beside it."
@@ -116,9 +118,9 @@ h1 { font-size: 1.7rem; margin: 0 0 4px } h2 { font-size: 1.25rem; margin: 40px 
 .lead, .note, figcaption { color: var(--quiet) } .lead { margin: 0 0 20px; overflow-wrap: anywhere } .note { font-size: .86rem; margin: 4px 0 }
 figure { margin: 22px 0 } figcaption { font-size: .95rem; margin: 6px 0 } img { max-width: 100%; height: auto; display: block }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: 5px 12px; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap }
+th, td { padding: 5px 12px; text-align: left; border-bottom: 1px solid var(--line); vertical-align: bottom }
 thead tr:last-child th { border-bottom: 2px solid var(--ink) }
-td:first-child { white-space: normal; min-width: 11em }
+td:first-child { min-width: 11em } td { vertical-align: top } td.number { white-space: nowrap }
 th.group { text-align: left; border-bottom: 1px solid var(--accent); color: var(--accent) } .number { text-align: right }
 .done { color: #1b6e3a } .failed { color: #b3261e; font-weight: 600 } .notrun { color: var(--quiet) }
 .verdicts { list-style: none; padding: 0 } .verdicts li { padding: 8px 12px; margin: 6px 0; border-left: 4px solid var(--line); background: #f6f8fa }
