@@ -236,7 +236,8 @@ def test_bad_data_are_one_sentence(project, data, tmp_path):
 
     output = tmp_path / "outputs"
     words = ("reproduce", "--corpus", "fingerspelling", "--root", str(tmp_path), "--output", str(output))
-    for make, sentence in ((lambda: None, "does not exist"), (home.mkdir, "no index.csv"), (index_only, paths[0]), (truncated, paths[1].split("/")[1])):
+    cases = ((lambda: None, "does not exist"), (home.mkdir, "no index.csv"), (index_only, paths[0]), (truncated, paths[1].split("/")[1]))
+    for make, sentence in cases:
         make()
         done = subprocess.run(command(project, *words), capture_output=True, text=True, timeout=120)
         assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr

@@ -127,6 +127,11 @@ def test_exported_cells_hold_one_idea(project):
                 assert len(source.splitlines()) <= 60, f"{path.name}: an exported cell of {len(source.splitlines())} lines"
 
 
+def test_ruff_has_nothing_to_say(project):
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--quiet", "--no-cache", "."], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def settings(project):
     config = configparser.ConfigParser(delimiters=["="])
     config.read(project / "settings.ini", encoding="utf-8")

@@ -130,7 +130,8 @@ def open_run(out: str,  # folder, relative to the checkout or absolute
 _holders: list = []
 
 # %% ../../nbs/90_workbook/03_runs.ipynb #5c68f949
-VOLATILE = {'run.ipynb', 'started.json', 'timing.json', 'timing_values.json', 'provenance.json', 'done.json', 'failed.json', 'log.txt', '.lock', '.kernel.lock'}
+VOLATILE = {'run.ipynb', 'started.json', 'timing.json', 'timing_values.json', 'provenance.json', 'done.json', 'failed.json',
+            'log.txt', '.lock', '.kernel.lock'}
 LARGE = {'.arrow', '.npy', '.npz'}  # data; a store's fingerprint stands for it
 
 def results(folder: Path) -> dict[str, str]:  # relative name → hash, sorted by name

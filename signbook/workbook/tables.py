@@ -72,7 +72,9 @@ def to_markdown(table: Table) -> str:
     "A Markdown table with its title above and its notes below; a group that is the only one stands in the title."
     groups = {column.group for column in table.columns} - {''}
     heads = [f'{column.title}<br>*{column.group}*' if column.group and len(groups) > 1 else column.title for column in table.columns]
-    lines = [f'**{table.title}**' + (f' *Numbers: {groups.pop()}.*' if len(groups) == 1 else ''), '', '| ' + ' | '.join(heads) + ' |', '|' + '|'.join('--:' if c.right else ':--' for c in table.columns) + '|']
+    whose = f' *Numbers: {groups.pop()}.*' if len(groups) == 1 else ''
+    rule = '|' + '|'.join('--:' if column.right else ':--' for column in table.columns) + '|'
+    lines = [f'**{table.title}**{whose}', '', '| ' + ' | '.join(heads) + ' |', rule]
     lines += ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in table.cells()]
     return '\n'.join(lines + [''] + [f'{note}  ' for note in table.notes]) + '\n'
 
