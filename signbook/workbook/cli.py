@@ -146,11 +146,12 @@ def reference_update(preset: Preset = 'laptop', corpus: Corpus = 'pocket', seeds
     for path in update(found, request): typer.echo(path)
 
 @reference_app.command('compare')
-def reference_compare(preset: Preset = 'laptop', corpus: Corpus = 'pocket', output: Output = None, root: Root = None, project: Project = None):
+def reference_compare(preset: Preset = 'laptop', corpus: Corpus = 'pocket', output: Output = None, root: Root = None, project: Project = None,
+                      tolerance: Annotated[float, typer.Option(help='largest difference of a score, absolute or relative')] = 0.05):
     "Compare a finished batch with the committed reference; exit code 1 where a number differs by more than the tolerance."
     from signbook.workbook.reference import compare_run
     found, request = _request((), preset, corpus, 1, None, root, output, project)
-    lines = compare_run(found, request)
+    lines = compare_run(found, request, tolerance)
     for line in lines: typer.echo(line)
     typer.echo(f'{len(lines)} numbers differ from the reference' if lines else 'equal to the reference within tolerance')
     raise typer.Exit(1 if lines else 0)
