@@ -81,6 +81,7 @@ def config_fields(project: Path,  # the checkout
     if not found: raise UserError(f'{module}: no configuration class {name}; the plan that asks for it is out of date')
     return {node.target.id: ast.unparse(node.annotation) for node in found[0].body if isinstance(node, ast.AnnAssign)}
 
+# %% ../../nbs/90_workbook/01_plan.ipynb #04c534bc
 def typed(name: str,  # field
           text: str,  # value as text
           annotation: str,  # 'int', 'float', 'bool' or 'str'
@@ -92,7 +93,7 @@ def typed(name: str,  # field
     except (ValueError, KeyError):
         raise UserError(f'--set {name}={text}: {name} needs a value of type {annotation}') from None
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #11a03889
+# %% ../../nbs/90_workbook/01_plan.ipynb #51841216
 @dataclass(frozen=True)
 class Step:
     "One papermill run."
@@ -116,7 +117,7 @@ class Step:
         "The key as a name that Snakemake accepts."
         return re.sub(r'\W', '_', self.key)
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #ab5101c0
+# %% ../../nbs/90_workbook/01_plan.ipynb #29ba209e
 class Plan:
     "The steps that the plan files declare for a request."
     def __init__(self, project: Path, request: Request):
@@ -147,12 +148,13 @@ class Plan:
         self.known |= accepted
         return {key: typed(key, text, accepted[key]) for key, text in self.request.settings.items() if key in accepted}
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #a56f714e
+# %% ../../nbs/90_workbook/01_plan.ipynb #5d01d045
 def listing_hash(folder: Path) -> str:  # 16 hex digits
     "A hash of the names and sizes of all files below a folder."
     rows = sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in folder.rglob('*') if path.is_file())
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
+# %% ../../nbs/90_workbook/01_plan.ipynb #14b6f5e8
 def data_parameters(self: Plan,
                     corpus: str,  # catalog id
                     ) -> dict:  # {} for a corpus that is made, the listing's hash for one that is read
@@ -165,7 +167,7 @@ def data_parameters(self: Plan,
 
 Plan.data = data_parameters
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #b3afe1f2
+# %% ../../nbs/90_workbook/01_plan.ipynb #dfb5405b
 def selected(plan: Plan,
              ) -> dict[str, Step]:  # key → step, inputs before the steps that read them
     "The steps that the request asks for, in an order that runs."
@@ -186,13 +188,14 @@ def selected(plan: Plan,
         if step.target in wanted: take(key)
     return chosen
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #17663143
+# %% ../../nbs/90_workbook/01_plan.ipynb #f7811be2
 def check_request(request: Request) -> Request:  # the same request
     "The request, or an error that names the value that cannot be."
     if request.preset not in PRESETS: raise UserError(f'preset {request.preset!r}: choose one of {", ".join(PRESETS)}')
     if request.seeds < 1: raise UserError(f'--seeds {request.seeds}: at least one seed is needed')
     return request
 
+# %% ../../nbs/90_workbook/01_plan.ipynb #d78bc1e4
 def read_plan(project: Path,  # the checkout
               request: Request,
               ) -> dict[str, Step]:  # key → step, in an order that runs
@@ -203,7 +206,7 @@ def read_plan(project: Path,  # the checkout
         exec(compile(path.read_text(encoding='utf-8'), str(path.relative_to(project)), 'exec'), names)
     return selected(plan)
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #f7811be2
+# %% ../../nbs/90_workbook/01_plan.ipynb #a1e71b2e
 def write_request(request: Request, path: Path) -> Path:  # the path
     "Store a request, whole or not at all."
     part = path.with_suffix('.part')

@@ -35,6 +35,7 @@ def table_html(table: dict) -> str:
     return (f'<figure><figcaption>{e(table["title"])}</figcaption><div class="scroll"><table><thead>{grouped}<tr>{titles}</tr></thead>'
             f'<tbody>{body}</tbody></table></div>{notes}</figure>')
 
+# %% ../../nbs/90_workbook/06_report.ipynb #4ab63ea3
 def in_order(folder: Path) -> list[Path]:
     "The stored tables: what an audit found before any score, then the main one, then the rest, those of timings last."
     first = ['audit', 'main']
@@ -48,7 +49,7 @@ def figure_html(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
-# %% ../../nbs/90_workbook/06_report.ipynb #1c83db1b
+# %% ../../nbs/90_workbook/06_report.ipynb #58f77cc3
 def step_state(folder: Path) -> tuple[str, str]:  # one of 'done' 'failed' 'not run', and a sentence
     "How a step ended."
     failed = folder/'failed.json'
@@ -58,6 +59,7 @@ def step_state(folder: Path) -> tuple[str, str]:  # one of 'done' 'failed' 'not 
         return 'failed', f'{told["error"]}: {told["message"]}'
     return 'not run', 'interrupted' if (folder/'run.ipynb').exists() else 'waits for a step that failed, or was not reached'
 
+# %% ../../nbs/90_workbook/06_report.ipynb #a5ba770a
 def log_tail(folder: Path,
              lines: int = 25,
              ) -> str:
@@ -65,7 +67,7 @@ def log_tail(folder: Path,
     log = folder/'log.txt'
     return '\n'.join(log.read_text(encoding='utf-8', errors='replace').splitlines()[-lines:]) if log.exists() else 'no log'
 
-# %% ../../nbs/90_workbook/06_report.ipynb #58f77cc3
+# %% ../../nbs/90_workbook/06_report.ipynb #7e81ef88
 def steps_html(request: Request, steps: dict[str, Step]) -> str:
     "The table of steps with their state and time."
     rows = []
@@ -80,7 +82,7 @@ def steps_html(request: Request, steps: dict[str, Step]) -> str:
     return ('<div class="scroll"><table><thead><tr><th>step</th><th>state</th><th class="number">seconds</th><th class="number">peak MB</th>'
             f'<th>why</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
 
-# %% ../../nbs/90_workbook/06_report.ipynb #7a4ff7c7
+# %% ../../nbs/90_workbook/06_report.ipynb #d1dcb2e1
 def verdicts_html(folders: list[Path]) -> str:
     "The verdict sentences of all targets."
     items = []
@@ -91,6 +93,7 @@ def verdicts_html(folders: list[Path]) -> str:
             items.append(f'<li class="{state}"><b>{state}</b> {sentence}</li>')
     return f'<ul class="verdicts">{"".join(items)}</ul>' if items else '<p>No verdict yet: the tables have not been made.</p>'
 
+# %% ../../nbs/90_workbook/06_report.ipynb #6bc213bd
 def provenance_html(request: Request, steps: dict[str, Step]) -> str:
     "Commit, machine and versions of the steps that are done; one line where they agree, one per kind where not."
     kinds = {}
@@ -109,7 +112,7 @@ def provenance_html(request: Request, steps: dict[str, Step]) -> str:
                     f'{told["system"]} {told["machine"]}, {told["threads"]} thread(s) a job, {versions}</p>')
     return ''.join(rows) or '<p>Nothing is done yet.</p>'
 
-# %% ../../nbs/90_workbook/06_report.ipynb #3f8078f5
+# %% ../../nbs/90_workbook/06_report.ipynb #6e636e73
 STYLE = '''
 :root { color-scheme: light; --ink: #1a1a1a; --quiet: #5b6470; --line: #d8dde3; --accent: #1f5a99 }
 * { box-sizing: border-box } body { margin: 0 auto; max-width: 1080px; padding: 24px 20px 60px; color: var(--ink); background: #fff;
@@ -130,6 +133,7 @@ pre { overflow-x: auto; background: #f6f8fa; padding: 12px; font-size: .8rem; li
 @media print { .scroll { overflow: visible } }
 '''
 
+# %% ../../nbs/90_workbook/06_report.ipynb #4de088fc
 def write_report(project: Path,  # the checkout
                  request: Request,
                  steps: dict[str, Step],  # of the request

@@ -35,6 +35,7 @@ def write_text(path: Path, text: str) -> Path:  # the path
     part.replace(path)
     return path
 
+# %% ../../nbs/90_workbook/03_runs.ipynb #8e0efc44
 def canonical(value: object) -> object:  # the same value, JSON-able, floats to six decimals
     "A value as it is stored: numpy scalars become plain ones, floats are rounded, keys become text."
     if hasattr(value, 'item') and getattr(value, 'ndim', 0) == 0: value = value.item()
@@ -44,16 +45,17 @@ def canonical(value: object) -> object:  # the same value, JSON-able, floats to 
     if isinstance(value, (list, tuple)) or hasattr(value, 'tolist'): return [canonical(item) for item in value]
     return value
 
+# %% ../../nbs/90_workbook/03_runs.ipynb #4c618771
 def write_json(path: Path, value: object) -> Path:  # the path
     "A JSON file with sorted keys and six decimals."
     return write_text(path, json.dumps(canonical(value), indent=1, sort_keys=True, ensure_ascii=False) + '\n')
 
-# %% ../../nbs/90_workbook/03_runs.ipynb #59f430b2
+# %% ../../nbs/90_workbook/03_runs.ipynb #abc3e638
 ENVIRONMENT = dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', NUMBA_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE',
                    PYTHONHASHSEED='0', TZ='UTC', MPLBACKEND='module://matplotlib_inline.backend_inline', HF_HUB_OFFLINE='1',
                    TOKENIZERS_PARALLELISM='false', JUPYTER_PREFER_ENV_PATH='1', PYDEVD_DISABLE_FILE_VALIDATION='1')
 
-# %% ../../nbs/90_workbook/03_runs.ipynb #abc3e638
+# %% ../../nbs/90_workbook/03_runs.ipynb #a0c4427f
 def die_with_parent() -> None:
     "End this process, without ceremony, as soon as its parent is gone."
     parent = os.getppid()
@@ -85,7 +87,7 @@ def locked(path: Path,  # lock file, made if need be
         file.seek(0); file.truncate(); file.write(str(os.getpid())); file.flush()
         yield
 
-# %% ../../nbs/90_workbook/03_runs.ipynb #33d75dcb
+# %% ../../nbs/90_workbook/03_runs.ipynb #5c68f949
 @dataclass
 class Run:
     "A run's folder, from the inside of its notebook."
@@ -110,7 +112,7 @@ def read_metrics(folder: Path) -> dict:
     try: return json.loads((folder/'metrics.json').read_text(encoding='utf-8'))
     except FileNotFoundError: raise UserError(f'{folder}: no metrics.json; run signbook reproduce first') from None
 
-# %% ../../nbs/90_workbook/03_runs.ipynb #a0c4427f
+# %% ../../nbs/90_workbook/03_runs.ipynb #09e728b4
 def open_run(out: str,  # folder, relative to the checkout or absolute
              parameters: dict,  # resolved parameters: recorded, and a reason to run again when they change
              inputs: dict[str, str] | None = None,  # name → folder of a finished step
@@ -129,7 +131,7 @@ def open_run(out: str,  # folder, relative to the checkout or absolute
 
 _holders: list = []
 
-# %% ../../nbs/90_workbook/03_runs.ipynb #5c68f949
+# %% ../../nbs/90_workbook/03_runs.ipynb #3d3ae58e
 VOLATILE = {'run.ipynb', 'started.json', 'timing.json', 'timing_values.json', 'provenance.json', 'done.json', 'failed.json',
             'log.txt', '.lock', '.kernel.lock'}
 LARGE = {'.arrow', '.npy', '.npz'}  # data; a store's fingerprint stands for it
@@ -143,7 +145,7 @@ def results(folder: Path) -> dict[str, str]:  # relative name → hash, sorted b
         return not (resume or path.name in VOLATILE or '_timing.' in path.name or path.name.endswith('.part') or path.suffix in LARGE)
     return {path.relative_to(folder).as_posix(): digest(path) for path in files if counts(path)}
 
-# %% ../../nbs/90_workbook/03_runs.ipynb #73b67296
+# %% ../../nbs/90_workbook/03_runs.ipynb #f805a23c
 def provenance(project: Path, step: Step) -> dict:
     "Commit, versions, machine and seed of a run."
     def git(*words): return subprocess.run(['git', '-C', str(project), *words], capture_output=True, text=True).stdout.strip()
@@ -152,12 +154,13 @@ def provenance(project: Path, step: Step) -> dict:
                 threads=int(ENVIRONMENT['OMP_NUM_THREADS']), versions={name: version(name) for name in
                 ('torch', 'numpy', 'scipy', 'scikit-learn', 'accelerate', 'datasets', 'transformers', 'papermill', 'snakemake')})
 
-# %% ../../nbs/90_workbook/03_runs.ipynb #7a251ab3
+# %% ../../nbs/90_workbook/03_runs.ipynb #c6629a82
 def parameters_for(request: Request, step: Step) -> dict:
     "What papermill injects into the notebook."
     inputs = {name: str(request.folder/key) for name, key in step.inputs.items()}
     return {**step.parameters, 'out': str(request.folder/step.key), 'inputs': inputs}
 
+# %% ../../nbs/90_workbook/03_runs.ipynb #e00b5536
 def clear_other_attempt(folder: Path, present: dict) -> None:
     "Empty a run folder whose last attempt was started with another stamp."
     started = folder/'started.json'
@@ -168,7 +171,7 @@ def clear_other_attempt(folder: Path, present: dict) -> None:
             path.rmdir() if path.is_dir() else path.unlink()
         write_json(started, present)
 
-# %% ../../nbs/90_workbook/03_runs.ipynb #73c44d55
+# %% ../../nbs/90_workbook/03_runs.ipynb #352c5f90
 def execute(project: Path, request: Request, step: Step) -> bool:  # True where it finished
     "Run one step's notebook in its folder."
     import papermill

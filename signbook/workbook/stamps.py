@@ -35,6 +35,7 @@ def notebook_code(path: Path) -> list[str]:  # sources of the code cells
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
     return [re.sub(r'(?m)^\s*[%!].*$', '', ''.join(cell['source'])) for cell in cells if cell['cell_type'] == 'code']
 
+# %% ../../nbs/90_workbook/02_stamps.ipynb #82868b34
 def imported(source: str,  # Python code
              package: str = '',  # package that holds it, for relative imports
              ) -> set[str]:  # dotted names that may be modules
@@ -48,13 +49,14 @@ def imported(source: str,  # Python code
             found |= {base} | {f'{base}.{alias.name}' for alias in node.names}
     return found
 
-# %% ../../nbs/90_workbook/02_stamps.ipynb #82868b34
+# %% ../../nbs/90_workbook/02_stamps.ipynb #1b895814
 def module_path(project: Path, name: str) -> Path | None:
     "The file of a signbook module, or None."
     if name.split('.')[0] != 'signbook': return None
     path = project/(name.replace('.', '/') + '.py')
     return path if path.is_file() else None
 
+# %% ../../nbs/90_workbook/02_stamps.ipynb #a519c9d1
 @lru_cache
 def _module(path: Path, name: str, modified: float) -> tuple[str, frozenset[str]]:
     source = path.read_text(encoding='utf-8')
@@ -76,11 +78,12 @@ def code_stamp(project: Path,  # the checkout
             todo |= more
     return stamp
 
-# %% ../../nbs/90_workbook/02_stamps.ipynb #0f67d133
+# %% ../../nbs/90_workbook/02_stamps.ipynb #8f17b08f
 def digest(path: Path) -> str:  # 16 hex digits
     "A hash of a file's bytes."
     with path.open('rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()[:16]
 
+# %% ../../nbs/90_workbook/02_stamps.ipynb #596c5ad3
 def read_done(folder: Path) -> dict | None:  # None where the run has not finished
     "What a finished run recorded about itself."
     try: return json.loads((folder/'done.json').read_text(encoding='utf-8'))
@@ -91,6 +94,7 @@ def result_hash(folder: Path) -> str:  # '' where the run has not finished
     done = read_done(folder)
     return hashlib.sha256(json.dumps(done['results'], sort_keys=True).encode()).hexdigest()[:16] if done else ''
 
+# %% ../../nbs/90_workbook/02_stamps.ipynb #d4c47f9c
 def stamp(project: Path,  # the checkout
           request: Request,
           step: Step,
@@ -99,7 +103,7 @@ def stamp(project: Path,  # the checkout
     return dict(parameters=json.loads(json.dumps(step.parameters)), code=code_stamp(project, step.notebook),
                 inputs={name: [key, result_hash(request.folder/key)] for name, key in step.inputs.items()})
 
-# %% ../../nbs/90_workbook/02_stamps.ipynb #c6b13c5b
+# %% ../../nbs/90_workbook/02_stamps.ipynb #7cf5ddda
 def differences(recorded: dict, present: dict) -> list[str]:  # empty: up to date
     "What changed between two stamps, in words."
     reasons = []
@@ -112,6 +116,7 @@ def differences(recorded: dict, present: dict) -> list[str]:  # empty: up to dat
         if recorded['inputs'].get(name) != present['inputs'].get(name): reasons.append(f'input {name}')
     return reasons
 
+# %% ../../nbs/90_workbook/02_stamps.ipynb #28035dbb
 def reasons_to_run(project: Path,  # the checkout
                    request: Request,
                    steps: dict[str, Step],  # in an order that runs
