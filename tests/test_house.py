@@ -179,6 +179,13 @@ def test_readme_is_the_index_notebook(project):
     )
 
 
+def test_readme_shows_the_committed_reference(project):
+    text = (project / "README.md").read_text(encoding="utf-8")
+    for corpus in ("pocket", "fingerspelling"):
+        table = project / "outputs" / "reference" / "laptop" / corpus / "recognition" / "tables-main-s0" / "tables" / "main.md"
+        assert table.read_text(encoding="utf-8").strip() in text, f"README.md shows another table of {corpus}: execute nbs/index.ipynb again"
+
+
 def test_no_file_names_a_machine(project):
     listed = subprocess.run(["git", "ls-files"], cwd=project, capture_output=True, text=True)
     files = listed.stdout.split("\n") if listed.returncode == 0 else []
