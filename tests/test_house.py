@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 FLOORS = {
     "errors": 0,
+    "files": 0,
     "poses": 1,
     "corpora": 2,
     "layers": 2,

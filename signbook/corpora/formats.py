@@ -10,7 +10,7 @@ __all__ = ['OPENPOSE', 'COLUMNS', 'point_name', 'missing_frames', 'parse', 'comp
 # %% ../../nbs/20_corpora/01_formats.ipynb #f48a8569
 import csv
 from collections.abc import Iterable, Sequence
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderD
 from pose_format.utils.reader import BufferReader, ConstStructs
 
 from ..errors import UserError
+from ..files import write_atomic
 from ..poses.clips import Clip, check, normalise, velocities
 from ..poses.skeletons import HAND, layout
 
@@ -150,13 +151,15 @@ def write_pose_folder(clips: Iterable[Clip],  # in layout holistic75
                       ) -> Path:  # the folder
     "Clips as a folder of .pose files with its index."
     folder = Path(folder)
-    rows = ['path,spoken_language,signed_language,words,glosses']
+    rows = [(*COLUMNS, 'glosses')]
     for number, clip in enumerate(clips):
         place = folder/(clip.language or 'none')
         place.mkdir(parents=True, exist_ok=True)
         file = write_pose(clip, place/f'{number:05d}.pose')
-        rows.append(f'{file.relative_to(folder)},,{clip.language or "none"},{clip.text or clip.gloss},{clip.gloss}')
-    (folder/'index.csv').write_text('\n'.join(rows) + '\n', encoding='utf-8')
+        rows.append((file.relative_to(folder).as_posix(), '', clip.language or 'none', clip.text or clip.gloss, clip.gloss))
+    table = StringIO()
+    csv.writer(table, lineterminator='\n').writerows(rows)   # a sentence may hold commas
+    write_atomic(folder/'index.csv', table.getvalue())
     return folder
 
 # %% ../../nbs/20_corpora/01_formats.ipynb #00e78df9

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'STYLE', 'BELOW', 'ROW', 'OVERSAMPLING', 'drawn_points', 'drawn_bones', 'segments', 'figure', 'limits',
-           'png', 'Drawing', 'write_whole', 'save', 'chosen_frames', 'draw_row', 'hand_landmarks', 'draw_hands',
-           'draw_weights', 'strip', 'wrists', 'path_of', 'draw_paths', 'trajectories', 'gif_palette', 'raster', 'gif']
+           'png', 'Drawing', 'save', 'chosen_frames', 'draw_row', 'hand_landmarks', 'draw_hands', 'draw_weights',
+           'strip', 'wrists', 'path_of', 'draw_paths', 'trajectories', 'gif_palette', 'raster', 'gif']
 
 # %% ../../nbs/10_poses/05_drawing.ipynb #7e3e416c
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from ..errors import UserError
+from ..files import write_atomic
 from .clips import Clip
 from .skeletons import Layout, layout
 
@@ -107,17 +107,6 @@ class Drawing(Figure):
             picture.save(file, 'PNG', optimize=True)
             return file.getvalue()
 
-# %% ../../nbs/10_poses/05_drawing.ipynb #48a20684
-def write_whole(path: str | Path,  # file to make
-                content: bytes):
-    "A file that appears under its name when it is complete."
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f'.{path.name}.{os.getpid()}')
-        part.write_bytes(content); part.replace(path)
-    except OSError as error: raise UserError(f'{path}: cannot be written ({error.strerror}); name another place') from None
-
 # %% ../../nbs/10_poses/05_drawing.ipynb #e3b52cd0
 def save(drawing: Figure,  # any matplotlib figure
          path: str | Path,  # without suffix
@@ -128,7 +117,7 @@ def save(drawing: Figure,  # any matplotlib figure
         drawing.savefig(file, format='pdf', metadata=dict(Creator=None, Producer=None, CreationDate=None))
         pdf = file.getvalue()
     paths = Path(f'{path}.pdf'), Path(f'{path}.png')
-    for each, content in zip(paths, (pdf, png(drawing, dpi))): write_whole(each, content)
+    for each, content in zip(paths, (pdf, png(drawing, dpi))): write_atomic(each, content)
     return paths
 
 # %% ../../nbs/10_poses/05_drawing.ipynb #8a5be94e
@@ -327,5 +316,5 @@ def gif(clip: Clip,
     with io.BytesIO() as file:
         pictures[0].save(file, 'GIF', save_all=True, append_images=pictures[1:], duration=(np.diff(ends).clip(2)*10).tolist(), loop=0,
                          optimize=False, disposal=1)
-        write_whole(path, file.getvalue())
+        write_atomic(path, file.getvalue())
     return Path(path)

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from ..corpora.batches import buckets, computed_frames, mask, pad
 from ..errors import UserError
+from ..files import write_atomic
 from ..layers.convolutions import TemporalConvolutions
 from ..layers.recurrent import POOLINGS, AttentionPooling, GatedEncoder, pool
 from ..poses.clips import Clip, shoulder_frame
 from ..poses.features import columns, features, features_of
 from ..scores.labels import confusion, report, summary, top_k
-from ..training.checkpoints import load_weights, save_weights, write_atomic
+from ..training.checkpoints import load_weights, save_weights
 from ..training.fit import FitConfig, fit
 
 # %% ../../nbs/50_recognition/01_isolated.ipynb #b9dbbda8

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from ..errors import UserError
+from ..files import write_atomic
 from .checkpoints import (first_difference, load_checkpoint, random_state, restore_random_state, save_checkpoint,
-                                           save_weights, write_atomic)
+                                           save_weights)
 
 # %% ../../nbs/40_training/01_fit.ipynb #d91bb70c
 CHOICES = {'schedule': ('cosine', 'constant'), 'precision': ('no', 'bf16', 'fp16'), 'device': ('auto', 'cpu'),

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import UserError
 from ..poses.drawing import save
-from .runs import write_text
+from ..files import write_atomic
 
 # %% ../../nbs/90_workbook/05_figures.ipynb #e833b37a
 def keep(figure: Figure,
@@ -26,7 +26,7 @@ def keep(figure: Figure,
     "Save a figure as PDF and PNG with its caption in a text file of the same name."
     folder.mkdir(parents=True, exist_ok=True)
     save(figure, folder/name)
-    write_text(folder/f'{name}.txt', caption + '\n')
+    write_atomic(folder/f'{name}.txt', caption + '\n')
     return figure
 
 # %% ../../nbs/90_workbook/05_figures.ipynb #5c43ac45

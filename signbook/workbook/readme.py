@@ -9,7 +9,7 @@ __all__ = ['readme', 'write_readme']
 import re
 from pathlib import Path
 
-from .runs import write_text
+from ..files import write_atomic
 
 # %% ../../nbs/90_workbook/10_readme.ipynb #ac190f66
 def readme(project: Path) -> str:
@@ -27,4 +27,4 @@ def readme(project: Path) -> str:
 
 def write_readme(project: Path) -> Path:  # README.md
     "Write README.md from the index notebook."
-    return write_text(project/'README.md', readme(project))
+    return write_atomic(project/'README.md', readme(project))

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .plan import PRESETS, Request, Step
-from .runs import write_text
+from ..files import write_atomic
 from .stamps import read_done
 from .tables import read_table
 
@@ -159,4 +159,4 @@ def write_report(project: Path,  # the checkout
             f'{", " + e(settings) if settings else ""}. Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.</p><nav>{links}</nav>'
             f'{trouble}<h2>Verdicts</h2>{verdicts_html([request.folder/key for key in shown])}{"".join(parts)}'
             f'<h2>Steps</h2>{steps_html(request, steps)}<h2>Where the numbers come from</h2>{provenance_html(request, steps)}</body></html>')
-    return write_text(request.folder/'report.html', page)
+    return write_atomic(request.folder/'report.html', page)

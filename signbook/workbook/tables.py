@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
-from .runs import write_json, write_text
+from ..files import write_atomic
+from .runs import write_json
 
 # %% ../../nbs/90_workbook/04_tables.ipynb #605f843f
 def percent(score: dict,  # a stored interval: value, low, high as shares
@@ -112,7 +113,7 @@ def write_table(table: Table,
                 ) -> Table:  # the same table
     "Store a table as CSV, Markdown and LaTeX, and as JSON for the report."
     for suffix, text in (('csv', to_csv(table)), ('md', to_markdown(table)), ('tex', to_latex(table))):
-        write_text(folder/f'{table.name}.{suffix}', text)
+        write_atomic(folder/f'{table.name}.{suffix}', text)
     write_json(folder/f'{table.name}.json', asdict(table))
     return table
 
