@@ -12,6 +12,7 @@ __all__ = ['WRIST_LIMIT', 'FACE', 'REACH', 'STROKE', 'LOCI', 'NUMBERS', 'ANTICIP
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from scipy.spatial.transform import Rotation
 
 from .phonology import HANDSHAPES, HEAD_LOCATIONS, LOCATIONS, MOVEMENTS, NON_MANUALS, ORIENTATIONS
@@ -110,9 +111,10 @@ def face_of(non_manual: str) -> np.ndarray:  # (9,) strengths
                          mouth=(0, 0, 0, .1, 0, 1, -.5, 0, 0))[non_manual], float)
 
 # %% ../../nbs/20_corpora/07_signing.ipynb #088d5d55
-def compile_lexicon() -> Lexicon:  # built from the phonology's table
-    "The lexicon's signs as postures."
-    table, rest = lexicon(), rest_posture()
+def compile_lexicon(table: pd.DataFrame | None = None,  # rows as in the phonology's lexicon, which is the default
+                    ) -> Lexicon:
+    "Signs as postures."
+    table, rest = lexicon() if table is None else table, rest_posture()
     n = len(table)
     begin, end = rest.take(np.zeros(n, int)), rest.take(np.zeros(n, int))
     rotation = {name: Rotation.from_matrix(hand_frame(*map(np.array, pair))).as_rotvec() for name, pair in ORIENTATIONS.items()}
