@@ -11,15 +11,19 @@ import csv
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-import pooch
 import requests
 
 from .entries import PublicFile, entry, public_files
 from ..errors import UserError
+
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')   # about progress bars in notebooks; nothing here draws one
+    import pooch
 
 # %% ../../nbs/20_corpora/22_downloads.ipynb #98e4e1cc
 GITHUB = 'https://raw.githubusercontent.com'
