@@ -6,7 +6,7 @@
 __all__ = ['WRIST_LIMIT', 'FACE', 'REACH', 'STROKE', 'LOCI', 'NUMBERS', 'ANTICIPATION', 'elbow_of', 'arm_turns', 'Postures',
            'rest_posture', 'Lexicon', 'face_of', 'compile_lexicon', 'with_loci', 'with_numbers', 'with_faces',
            'minimum_jerk', 'overlay', 'Performers', 'Timeline', 'undershoot', 'second_hand', 'timeline', 'spans',
-           'Frames', 'blend', 'blend_turns', 'aim', 'idle_motion', 'render']
+           'Frames', 'blend', 'blend_turns', 'aim', 'flow', 'idle_motion', 'render']
 
 # %% ../../nbs/20_corpora/07_signing.ipynb #51930e7f
 from dataclasses import dataclass, replace
@@ -158,7 +158,7 @@ def with_loci(signs: Lexicon,  # M signs
     return replace(signs, begin=moved[0], end=moved[1], place=place, on_head=signs.on_head & ~used)
 
 # %% ../../nbs/20_corpora/07_signing.ipynb #3f48939a
-NUMBERS = dict(enumerate(('point', 'vee', 'three', 'four', 'spread', 'phone', 'round', 'gun', 'hook', 'fist'), 1))  # number → handshape
+NUMBERS = dict(enumerate(('thumb', 'vee', 'three', 'four', 'spread', 'phone', 'round', 'claw', 'hook', 'fist'), 1))  # number → handshape
 
 def with_numbers(signs: Lexicon,  # M signs
                  number: np.ndarray,  # (M,) 1 … 10, 0 leaves a sign as it is
@@ -351,6 +351,17 @@ def aim(line: Timeline) -> Frames:  # all frames of all clips, clip by clip
     return Frames(clip, postures, np.where(moving, np.nan, share), line.sign[segment], time)
 
 # %% ../../nbs/20_corpora/07_signing.ipynb #845dad89
+def flow(frames: Frames,
+         width: int,  # frames to average over, odd; 1 changes nothing
+         ) -> Frames:  # with wrists that do not stop at every key
+    "Aims that run into each other."
+    count = np.bincount(frames.clip)
+    first = (np.cumsum(count) - count)[frames.clip]
+    last, here = first + count[frames.clip] - 1, np.arange(len(frames.clip))
+    total = sum(frames.postures.wrist[np.clip(here + shift, first, last)] for shift in range(-(width//2), width//2 + 1))
+    return replace(frames, postures=replace(frames.postures, wrist=total/width))
+
+# %% ../../nbs/20_corpora/07_signing.ipynb #91b09259
 def idle_motion(frames: Frames, who: Performers, signs: Lexicon) -> np.ndarray:  # (N, 9) to add to the face, see `FACE`
     "Head and face motion: what means nothing, and the head shake."
     t, phases, alive = frames.time/25, who.phases[frames.clip], who.liveliness[frames.clip]
@@ -366,7 +377,7 @@ def idle_motion(frames: Frames, who: Performers, signs: Lexicon) -> np.ndarray: 
     out[:, 0] += .30*frames.postures.face[:, FACE.index('shaking')]*wave(9, 2.4)
     return out
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #91b09259
+# %% ../../nbs/20_corpora/07_signing.ipynb #32955b8e
 _LIMITS = np.broadcast_to(np.array([0., -22, 0, 0]), (5, 4)).copy(), np.broadcast_to(np.array([105., 25, 150, 80]), (5, 4)).copy()
 _LIMITS[0][0], _LIMITS[1][0] = (0, -40, 0, 0), (60, 40, 60, 65)
 
@@ -393,13 +404,14 @@ def _arms(frames: Frames, who: Performers, signs: Lexicon, extent: np.ndarray) -
         fingers[:, hand] = finger_turns(np.clip(angles, *_LIMITS))
     return arms, fingers
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #32955b8e
+# %% ../../nbs/20_corpora/07_signing.ipynb #d73ae4c4
 def render(line: Timeline,
            who: Performers,  # one row a clip
            signs: Lexicon,
+           width: int = 1,  # of `flow`: 1 for isolated signs
            ) -> tuple[np.ndarray, Frames]:  # (N, 179) float64 SMPL-X parameters, what was aimed at
     "The joint rotations of every frame."
-    frames = aim(line)
+    frames = aim(line) if width == 1 else flow(aim(line), width)
     N, clip = len(frames.clip), frames.clip
     ends = np.cumsum(line.length)
     clip_start = np.r_[0, ends[np.r_[line.clip[1:] != line.clip[:-1], True]][:-1]]
