@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BATCH_BYTES', 'SHARD_BYTES', 'CONTRACT', 'write_rows', 'mapped', 'places', 'words_of', 'checksum_between', 'seal',
-           'Tally', 'write_shard', 'read_words', 'claimed', 'put_in_place', 'whole_or_absent', 'totals', 'finish']
+           'Tally', 'write_shard', 'read_words', 'disk_errors', 'claimed', 'put_in_place', 'whole_or_absent', 'totals',
+           'finish']
 
 # %% ../../nbs/20_corpora/28_shards.ipynb #2ac16161
 import errno
@@ -31,6 +32,7 @@ BATCH_BYTES, SHARD_BYTES = 8 << 20, 256 << 20  # streams in a record batch, and 
 
 def write_rows(rows: Iterator[dict],  # of `as_row`, all with the same columns
                path: Path,  # Arrow file to create
+               most: int = SHARD_BYTES,  # bytes of streams after which the file is closed
                ) -> int:  # rows taken from the iterator; 0 when it was at its end, and then there is no file
     "An Arrow stream of as many rows as one file should hold, safely on disk when the function returns."
     import pyarrow
@@ -38,7 +40,7 @@ def write_rows(rows: Iterator[dict],  # of `as_row`, all with the same columns
     def size(row): return sum(len(value) for value in row.values() if isinstance(value, bytes))
     schema, batch, count, waiting, written = table_features(first).arrow_schema, [first], 1, size(first), 0
     with open(path, 'wb') as file, pyarrow.ipc.new_stream(file, schema) as stream:
-        while written + waiting < SHARD_BYTES and (row := next(rows, None)) is not None:
+        while written + waiting < most and (row := next(rows, None)) is not None:
             if waiting >= BATCH_BYTES:
                 stream.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema)); written += waiting
                 batch, waiting = [], 0
@@ -139,11 +141,12 @@ def write_shard(clips: Iterator[Clip],  # as many are taken as one file should h
                 number: int,  # of the shard, from 0
                 packing: str | None = None,  # one of PACKINGS
                 streams: dict[str, str] | None = None,  # the types that earlier shards have
+                most: int = SHARD_BYTES,  # bytes of streams after which it is closed
                 ) -> dict | None:  # its record; None when there was no clip left
     "Two files, safely on disk, with the next clips of an iterator."
     import pyarrow
     tally, data, words = Tally(packing, streams), folder/f'data-{number:05}.arrow', folder/f'words-{number:05}.arrow'
-    if not write_rows(map(tally.row, clips), data): return None
+    if not write_rows(map(tally.row, clips), data, most): return None
     buffer, names = mapped(data), list(tally.told['streams'])
     table = words_of(buffer, names)
     with pyarrow.BufferOutputStream() as sink:
@@ -171,6 +174,15 @@ def read_words(folder: Path,  # of shards
 CONTRACT = 'store.json'  # the file that makes a folder a store
 
 @contextmanager
+def disk_errors(folder: Path,  # target
+                ) -> Iterator[None]:
+    "A full or a read-only disk is told in one sentence."
+    try: yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS): raise
+        raise UserError(f'{folder}: cannot be written ({error.strerror}); free some space or name another folder') from None
+
+@contextmanager
 def claimed(folder: Path,  # target
             ) -> Iterator[Path]:  # the locked folder beside it in which it is built, with whatever an earlier writer left there
     "The one right to build a store in this place."
@@ -187,10 +199,7 @@ def claimed(folder: Path,  # target
         if not building.exists() or os.fstat(handle).st_ino != building.stat().st_ino:
             raise UserError(f'{folder}: another process has just finished this store; read it')
         if previous.exists() and not folder.exists(): previous.rename(folder)   # its writer died between two renames
-        yield building
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS): raise
-        raise UserError(f'{folder}: cannot be written ({error.strerror}); free some space or name another folder') from None
+        with disk_errors(folder): yield building
     finally: os.close(handle)
 
 # %% ../../nbs/20_corpora/28_shards.ipynb #66bd1105
