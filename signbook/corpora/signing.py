@@ -41,6 +41,7 @@ def elbow_of(shoulder: np.ndarray, wrist: np.ndarray,  # (N, 3) places, right ar
 # %% ../../nbs/20_corpora/07_signing.ipynb #fdb6017f
 WRIST_LIMIT = np.deg2rad(75)
 
+# %% ../../nbs/20_corpora/07_signing.ipynb #97abaa8b
 def arm_turns(shoulder: np.ndarray, wrist: np.ndarray,  # (N, 3) places in shoulder widths
               hand: Rotation,  # N wanted world rotations of a right hand
               upper: np.ndarray, fore: np.ndarray, swivel: np.ndarray,  # (N,) lengths and radians
@@ -61,7 +62,7 @@ def arm_turns(shoulder: np.ndarray, wrist: np.ndarray,  # (N, 3) places in shoul
     swing *= np.minimum(1, WRIST_LIMIT/np.maximum(angle, 1e-9))
     return np.stack([first.as_rotvec(), (hinge*twist).as_rotvec(), swing], 1)
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #317c66be
+# %% ../../nbs/20_corpora/07_signing.ipynb #a537c287
 FACE = ('yaw', 'pitch', 'roll', 'brow_raise', 'brow_furrow', 'mouth', 'spread', 'eyes_closed', 'shaking')
 
 @dataclass
@@ -76,16 +77,18 @@ class Postures:
         "The postures of these indices."
         return Postures(self.wrist[index], self.turn[index], self.fingers[index], self.face[index])
 
+# %% ../../nbs/20_corpora/07_signing.ipynb #ac1f28f3
 def rest_posture() -> Postures:  # one posture
     "Arms down, fingers loose, a neutral face."
     turn = Rotation.from_matrix(hand_frame(np.array([-.05, -1, .25]), np.array([1., 0, .2]))).as_rotvec()
     return Postures(np.tile([-.68, -1.28, .10], (1, 2, 1)), np.tile(turn, (1, 2, 1)), np.tile(RELAXED, (1, 2, 1, 1)), np.zeros((1, len(FACE))))
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #a537c287
+# %% ../../nbs/20_corpora/07_signing.ipynb #3ac33b0c
 REACH = .32  # wrist to the middle of the hand, shoulder widths
 STROKE = .46  # length of a straight stroke, shoulder widths
 _BASE = {'palm': ((-.26, -.52, .58), 'up', 'flat'), 'forearm': ((.05, -.44, .54), 'down', 'fist')}  # the other hand, as a right hand
 
+# %% ../../nbs/20_corpora/07_signing.ipynb #9051bd60
 @dataclass
 class Lexicon:
     "The signs as arrays, one row a gloss."
@@ -105,12 +108,13 @@ class Lexicon:
                 if name != 'glosses'}
         return Lexicon(tuple(np.array(self.glosses)[index]), **rows)
 
+# %% ../../nbs/20_corpora/07_signing.ipynb #3f48939a
 def face_of(non_manual: str) -> np.ndarray:  # (9,) strengths
     "What a non-manual does to the face; a sign's own shake is a movement and comes later."
     return np.array(dict(neutral=(0,)*9, shake=(0,)*9, brow_raise=(0, -.06, 0, 1, 0, 0, 0, 0, 0), brow_furrow=(0, .06, 0, 0, 1, 0, 0, 0, 0),
                          mouth=(0, 0, 0, .1, 0, 1, -.5, 0, 0))[non_manual], float)
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #088d5d55
+# %% ../../nbs/20_corpora/07_signing.ipynb #c6812454
 def compile_lexicon(table: pd.DataFrame | None = None,  # rows as in the phonology's lexicon, which is the default
                     ) -> Lexicon:
     "Signs as postures."
@@ -138,9 +142,10 @@ def compile_lexicon(table: pd.DataFrame | None = None,  # rows as in the phonolo
                    ((table.movement == 'fingers') & (table.handshape == table.end_handshape)).to_numpy(),
                    table.location.isin(HEAD_LOCATIONS).to_numpy(), np.array([LOCATIONS[name] for name in table.location]))
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #c1efad98
+# %% ../../nbs/20_corpora/07_signing.ipynb #d819a211
 LOCI = np.array([(-.45, -.30, .62), (-.14, -.22, .36), (-.58, -.42, 1.0), (-1.02, -.30, .50)])  # wrist: neutral, signer, addressee, aside
 
+# %% ../../nbs/20_corpora/07_signing.ipynb #2e2122d4
 def with_loci(signs: Lexicon,  # M signs
               loci: np.ndarray,  # (M, 2) from and to, rows of `LOCI`; (0, 0) leaves a sign as it is
               ) -> Lexicon:
@@ -157,9 +162,10 @@ def with_loci(signs: Lexicon,  # M signs
     place = np.where(used[:, None], LOCI[loci].mean(1) + (0, REACH/2, 0), signs.place)
     return replace(signs, begin=moved[0], end=moved[1], place=place, on_head=signs.on_head & ~used)
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #3f48939a
+# %% ../../nbs/20_corpora/07_signing.ipynb #ef7accee
 NUMBERS = dict(enumerate(('thumb', 'vee', 'three', 'four', 'spread', 'phone', 'round', 'claw', 'hook', 'fist'), 1))  # number → handshape
 
+# %% ../../nbs/20_corpora/07_signing.ipynb #8eabddd5
 def with_numbers(signs: Lexicon,  # M signs
                  number: np.ndarray,  # (M,) 1 … 10, 0 leaves a sign as it is
                  ) -> Lexicon:
@@ -169,7 +175,7 @@ def with_numbers(signs: Lexicon,  # M signs
     begin, end = (replace(posture, fingers=np.where(counting, shapes[:, None], posture.fingers)) for posture in (signs.begin, signs.end))
     return replace(signs, begin=begin, end=end)
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #c6812454
+# %% ../../nbs/20_corpora/07_signing.ipynb #13c3e4f2
 _BROWS = [FACE.index(name) for name in ('pitch', 'brow_raise', 'brow_furrow')]
 
 def with_faces(signs: Lexicon,  # M signs
@@ -184,14 +190,14 @@ def with_faces(signs: Lexicon,  # M signs
         posture.face[:, FACE.index('shaking')] = shaking
     return replace(signs, begin=postures[0], end=postures[1], shake=signs.shake & ~shaking)
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #d819a211
+# %% ../../nbs/20_corpora/07_signing.ipynb #79b97636
 def minimum_jerk(share: np.ndarray,  # time from 0 to 1; outside it is cut
                  ) -> np.ndarray:  # way from 0 to 1
     "The smoothest way from rest to rest."
     t = np.clip(share, 0, 1)
     return t**3*(10 + t*(6*t - 15))
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #2e2122d4
+# %% ../../nbs/20_corpora/07_signing.ipynb #6533ebd6
 _ARC, _CIRCLE, _TAP, _TWIST, _FINGERS = (list(MOVEMENTS).index(name) for name in ('arc', 'circle', 'tap', 'twist', 'fingers'))
 
 def overlay(movement: np.ndarray,  # (N,) index into `MOVEMENTS`
@@ -214,7 +220,7 @@ def overlay(movement: np.ndarray,  # (N,) index into `MOVEMENTS`
     sway = np.sin(2*np.pi*(2.5*p + late))*window
     return shift*inside[:, None], sway*(movement == _TWIST)*inside, sway*(movement == _FINGERS)*inside
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #0c33577f
+# %% ../../nbs/20_corpora/07_signing.ipynb #eb5e0523
 @dataclass
 class Performers:
     "How the signer of each clip moves; one row a clip."
@@ -225,6 +231,7 @@ class Performers:
     liveliness: np.ndarray  # (C,) strength of head, mouth and finger motion that means nothing
     phases: np.ndarray  # (C, 12) random phases of those motions, radians
 
+# %% ../../nbs/20_corpora/07_signing.ipynb #52ff66c7
 @dataclass
 class Timeline:
     "Sequences of signs as keys and segments."
@@ -240,7 +247,7 @@ class Timeline:
         "How long the clips are."
         return np.floor(np.bincount(self.clip, self.length) + 1e-9).astype(int)
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #59d1bc82
+# %% ../../nbs/20_corpora/07_signing.ipynb #845dad89
 def undershoot(place: np.ndarray,  # (M, …) of each sign, in order
                clip: np.ndarray,  # (M,) which clip each sign belongs to, ascending
                length: np.ndarray,  # (M,) frames of its stroke
@@ -253,12 +260,13 @@ def undershoot(place: np.ndarray,  # (M, …) of each sign, in order
         drawn[a] += together.reshape(-1, *[1]*(place.ndim - 1))*(place[b] - place[a])
     return drawn
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #2ea49c83
+# %% ../../nbs/20_corpora/07_signing.ipynb #91b09259
 def second_hand(begin: Postures, end: Postures,  # M postures each
                 hands: np.ndarray,  # (M,) 0 one-handed, see `Lexicon`
                 clip: np.ndarray,  # (M,) which clip each sign belongs to, ascending
                 waiting: Postures,  # C postures: where an unused hand waits
                 stay: np.ndarray,  # (M,) 0 goes at once, 1 stays through the transition, 2 through the stroke as well
+                echo: float = 0.,  # share of the first hand's way that a waiting hand goes along
                 ) -> tuple[Postures, Postures]:
     "Postures in which a hand that a sign does not use waits, or stays up for a while."
     unused = hands == 0
@@ -268,11 +276,12 @@ def second_hand(begin: Postures, end: Postures,  # M postures each
         idle, up = getattr(waiting, name)[clip, 1], getattr(end, name)[np.arange(len(clip)) - 1, 1]
         for posture, longest in zip(out, (1, 2)):
             values = getattr(posture, name)
-            values[unused, 1] = idle[unused]
+            along = echo*(posture.wrist[:, 0] - LOCI[0]) if name == 'wrist' else 0
+            values[unused, 1] = (idle + along)[unused]
             values[left & (stay >= longest), 1] = up[left & (stay >= longest)]
     return out[0], out[1]
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #fb0e582c
+# %% ../../nbs/20_corpora/07_signing.ipynb #32955b8e
 def timeline(gloss: np.ndarray,  # (M,) gloss index of every sign
              clip: np.ndarray,  # (M,) clip of every sign, ascending from 0
              begin: Postures, end: Postures,  # M postures each
@@ -299,7 +308,7 @@ def timeline(gloss: np.ndarray,  # (M,) gloss index of every sign
     order = np.lexsort((rank, clips))
     return Timeline(keys, clips[order], lengths[order], starts[order], ends[order], signs[order], extents[order])
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #3c04c155
+# %% ../../nbs/20_corpora/07_signing.ipynb #d73ae4c4
 def spans(line: Timeline) -> np.ndarray:  # (M, 2) first and one past last frame of every sign, in order, counted from the start of its clip
     "The frames of each sign's stroke and hold."
     ends, stroke = np.cumsum(line.length), np.flatnonzero(line.sign >= 0)
@@ -307,7 +316,7 @@ def spans(line: Timeline) -> np.ndarray:  # (M, 2) first and one past last frame
     edges = np.stack([ends[stroke - 1], ends[stroke + 1]], 1) - clip_start[:, None]
     return np.minimum(np.ceil(edges - 1e-6), line.frames()[line.clip[stroke], None]).astype(int)
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #e02e3c32
+# %% ../../nbs/20_corpora/07_signing.ipynb #2ae48a0b
 ANTICIPATION = .25  # of a move: how much earlier the handshape is ready
 
 @dataclass
@@ -319,12 +328,14 @@ class Frames:
     sign: np.ndarray  # (N,) gloss index during a stroke, else -1
     time: np.ndarray  # (N,) frames since the clip began
 
+# %% ../../nbs/20_corpora/07_signing.ipynb #8508b92c
 def blend(a: np.ndarray, b: np.ndarray,  # (N, …) values before and after
           share: np.ndarray,  # (N,)
           ) -> np.ndarray:
     "A value between two, each row with its own share."
     return a + share.reshape(-1, *[1]*(a.ndim - 1))*(b - a)
 
+# %% ../../nbs/20_corpora/07_signing.ipynb #d86f029e
 def blend_turns(a: np.ndarray, b: np.ndarray,  # (N, 2, 3) axis-angle
                 share: np.ndarray,  # (N,)
                 ) -> np.ndarray:  # (N, 2, 3)
@@ -333,7 +344,7 @@ def blend_turns(a: np.ndarray, b: np.ndarray,  # (N, 2, 3) axis-angle
     arc = (first.inv()*second).as_rotvec()*np.repeat(share, 2)[:, None]
     return (first*Rotation.from_rotvec(arc)).as_rotvec().reshape(a.shape)
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #acca33ed
+# %% ../../nbs/20_corpora/07_signing.ipynb #9c94ad3f
 def aim(line: Timeline) -> Frames:  # all frames of all clips, clip by clip
     "What each frame aims at."
     frames, ends = line.frames(), np.cumsum(line.length)
@@ -350,7 +361,7 @@ def aim(line: Timeline) -> Frames:  # all frames of all clips, clip by clip
                         blend(a.face, b.face, way))
     return Frames(clip, postures, np.where(moving, np.nan, share), line.sign[segment], time)
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #845dad89
+# %% ../../nbs/20_corpora/07_signing.ipynb #6ba32462
 def flow(frames: Frames,
          width: int,  # frames to average over, odd; 1 changes nothing
          ) -> Frames:  # with wrists that do not stop at every key
@@ -361,7 +372,7 @@ def flow(frames: Frames,
     total = sum(frames.postures.wrist[np.clip(here + shift, first, last)] for shift in range(-(width//2), width//2 + 1))
     return replace(frames, postures=replace(frames.postures, wrist=total/width))
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #91b09259
+# %% ../../nbs/20_corpora/07_signing.ipynb #c09e6fdc
 def idle_motion(frames: Frames, who: Performers, signs: Lexicon) -> np.ndarray:  # (N, 9) to add to the face, see `FACE`
     "Head and face motion: what means nothing, and the head shake."
     t, phases, alive = frames.time/25, who.phases[frames.clip], who.liveliness[frames.clip]
@@ -377,10 +388,11 @@ def idle_motion(frames: Frames, who: Performers, signs: Lexicon) -> np.ndarray: 
     out[:, 0] += .30*frames.postures.face[:, FACE.index('shaking')]*wave(9, 2.4)
     return out
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #32955b8e
+# %% ../../nbs/20_corpora/07_signing.ipynb #0cfa0a4b
 _LIMITS = np.broadcast_to(np.array([0., -22, 0, 0]), (5, 4)).copy(), np.broadcast_to(np.array([105., 25, 150, 80]), (5, 4)).copy()
 _LIMITS[0][0], _LIMITS[1][0] = (0, -40, 0, 0), (60, 40, 60, 65)
 
+# %% ../../nbs/20_corpora/07_signing.ipynb #e971ec40
 def _arms(frames: Frames, who: Performers, signs: Lexicon, extent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "(N, 2, 3, 3) arm rotations and (N, 2, 15, 3) finger rotations of both hands, each as a right hand."
     N, clip, aims = len(frames.clip), frames.clip, frames.postures
@@ -404,7 +416,7 @@ def _arms(frames: Frames, who: Performers, signs: Lexicon, extent: np.ndarray) -
         fingers[:, hand] = finger_turns(np.clip(angles, *_LIMITS))
     return arms, fingers
 
-# %% ../../nbs/20_corpora/07_signing.ipynb #d73ae4c4
+# %% ../../nbs/20_corpora/07_signing.ipynb #28713fad
 def render(line: Timeline,
            who: Performers,  # one row a clip
            signs: Lexicon,
