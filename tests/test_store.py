@@ -1,6 +1,8 @@
-"The store under faults: killed writers, concurrent writers, full disks, foreign folders, worker processes, and a clean home."
+"The store under faults: killed writers and builds, full disks, foreign folders, flipped bits, worker processes, and a clean home."
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from signbook.corpora import store
-from signbook.errors import UserError
+from signbook.corpora import shards, store
+from signbook.errors import CorpusError, UserError
 from signbook.poses.clips import Clip
 from signbook.poses.skeletons import LAYOUTS
 
@@ -32,14 +34,15 @@ def test_every_layout_comes_back(tmp_path, layout):
 
 
 def test_many_batches_and_types_come_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, 'BATCH_BYTES', 20_000)   # several record batches, so that rows are looked up across chunks
+    monkeypatch.setattr(shards, 'BATCH_BYTES', 20_000)   # several record batches in each of several shards
+    monkeypatch.setattr(shards.write_shard, '__defaults__', (None, None, 60_000))
     random = np.random.default_rng(0)
     clips = [toy(n, frames=3 + n % 5) for n in range(30)]
     for clip in clips:
         clip.streams = {'frames': random.integers(0, 255, (len(clip), 4, 5, 3), dtype=np.uint8),
                         'features/hand': random.normal(size=(len(clip), 7))}
     table = store.write(clips, tmp_path/'s')
-    assert table.dataset.data.table.column('points').num_chunks > 3
+    assert len(table.contract['shards']) > 2 and table.dataset.data.table.column('points').num_chunks > 8
     for place in random.permutation(30):
         back = table[int(place)]
         for name, stream in clips[place].streams.items():
@@ -120,16 +123,17 @@ def test_a_damaged_contract(tmp_path, content):
     with pytest.raises(UserError, match='damaged or from another version'): store.read(tmp_path/'s')
 
 
-@pytest.mark.parametrize('name', ['data-00000-of-00001.arrow', 'state.json', 'dataset_info.json'])
+@pytest.mark.parametrize('name', ['data-00000.arrow', 'words-00000.arrow', 'state.json', 'dataset_info.json'])
 def test_a_missing_file(tmp_path, name):
     store.write([toy(0)], tmp_path/'s'); (tmp_path/'s'/name).unlink()
-    with pytest.raises(UserError, match='build the store again'): store.read(tmp_path/'s')
+    with pytest.raises(CorpusError, match='build the store again') as error: store.read(tmp_path/'s')
+    assert error.value.file.endswith(name)
 
 
 def test_an_unknown_layout(tmp_path):
     store.write([toy(0)], tmp_path/'s')
     told = json.loads((tmp_path/'s'/'store.json').read_text()); told['layouts']['holistic75']['landmarks'] = 76
-    (tmp_path/'s'/'store.json').write_text(json.dumps(told))
+    (tmp_path/'s'/'store.json').write_text(json.dumps(shards.seal(told)))
     with pytest.raises(UserError, match='76 landmarks'): store.read(tmp_path/'s')
 
 
@@ -139,7 +143,7 @@ def test_the_home_stays_clean_and_nothing_is_printed(tmp_path):
     code = WRITER.replace("print('ready', flush=True); ", '') + "t = store.read(sys.argv[1]); t[0]; t.fingerprint; t.where(split='')"
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path/'s'), '0'], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == '' and list(home.rglob('*')) == []
-    assert len(list((tmp_path/'s').iterdir())) == 4
+    assert len(list((tmp_path/'s').iterdir())) == 5
 
 
 def test_importing_the_store_is_light():
@@ -161,6 +165,225 @@ def test_reading_is_fast(tmp_path):
     start = time.perf_counter()
     assert sum(len(clip.points) for clip in table) == 200*35
     assert (time.perf_counter() - start)/200 < 2e-3   # about 0.05 ms on an idle core
+
+
+def as_version_1(folder):
+    "The store in the form in which stores were written before there were shards."
+    told = json.loads((folder/'store.json').read_text())
+    for key in ('missing', 'files', 'shards', 'checksum'): del told[key]
+    (folder/'store.json').write_text(json.dumps(told | dict(version=1)))
+    (folder/'words-00000.arrow').unlink()
+    (folder/'data-00000.arrow').rename(folder/'data-00000-of-00001.arrow')
+    (folder/'state.json').write_text((folder/'state.json').read_text().replace('data-00000.arrow', 'data-00000-of-00001.arrow'))
+
+
+def test_a_store_of_version_1_is_read(tmp_path):
+    clips = [toy(n) for n in range(5)]
+    mark = store.write(clips, tmp_path/'s', packing='float16').fingerprint; as_version_1(tmp_path/'s')
+    table = store.read(tmp_path/'s')
+    assert table.fingerprint == mark and store.verify(table) == 5 and len(table.dataset) == 5 and 'missing' not in repr(table)
+    assert all(np.abs(a.points - b.points).max() < 2e-3 and a.id == b.id for a, b in zip(table, clips))
+
+
+def test_the_fingerprint_does_not_depend_on_the_cut(tmp_path, monkeypatch):
+    clips = [toy(n) for n in range(20)]
+    whole = store.write(clips, tmp_path/'a')
+    monkeypatch.setattr(shards.write_shard, '__defaults__', (None, None, 50_000))
+    cut = store.write(clips, tmp_path/'b')
+    assert len(cut.contract['shards']) > 3 and cut.fingerprint == whole.fingerprint == cut.contract['fingerprint']
+    assert [clip.id for clip in cut[[19, 0, 7]]] == ['c19', 'c0', 'c7'] and store.verify(cut) == 20
+
+
+def test_packing_keeps_what_is_missing_missing(tmp_path):
+    clip = toy(0); clip.confidence[2] = 0; clip.confidence[3] = 1e-9; clip.points[2] = np.nan; clip.points *= 900
+    for packing in ('float16', 'int16'):
+        back = store.write([clip], tmp_path/'s', packing=packing)[0]
+        assert np.array_equal(back.confidence == 0, clip.confidence == 0) and np.array_equal(np.isnan(back.points), np.isnan(clip.points))
+
+
+def first_ids(table, places, answers): answers.put([table[place].id for place in places])
+
+
+@pytest.mark.parametrize('method', ['fork', 'spawn'])
+def test_other_processes_read_the_same_store(tmp_path, method):
+    table = store.write([toy(n) for n in range(6)], tmp_path/'s'); table[0]   # open before the fork
+    context = multiprocessing.get_context(method); answers = context.SimpleQueue()
+    workers = [context.Process(target=first_ids, args=(table, [place, 5 - place], answers)) for place in (0, 1)]
+    for worker in workers: worker.start()
+    told = sorted(answers.get() for _ in workers)
+    for worker in workers: worker.join()
+    assert told == [['c0', 'c5'], ['c1', 'c4']]
+
+
+# Builds that are killed
+
+PACKER = '''
+import sys, time
+import numpy as np
+from signbook.corpora.listings import Item
+from signbook.corpora.packing import pack
+from signbook.poses.clips import Clip
+folder, log, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
+def read(item):
+    with open(log, 'a') as file: file.write(item.id + '\\n')
+    time.sleep(pause)
+    points = np.random.default_rng(int(item.id)).normal(size=(8, 75, 3)).astype(np.float32)
+    return Clip(points, np.ones((8, 75), np.float32), 'holistic75', 25.0, id=item.id, text='ein Satz')
+pack([Item(str(n)) for n in range(60)], read, folder, about=dict(corpus='toy'), missing=[Item('60')], shard_bytes=40_000)
+'''
+
+
+def packer(folder, log, pause=0.0):
+    return subprocess.Popen([sys.executable, '-c', PACKER, str(folder), str(log), str(pause)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def lines(path): return path.read_text().split() if path.exists() else []
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    place = tmp_path_factory.mktemp('undisturbed')
+    assert packer(place/'s', place/'log').wait() == 0 and len(lines(place/'log')) == 60
+    return files(place/'s')
+
+
+@pytest.mark.parametrize('moment', [3, 45, 60])
+def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(tmp_path, undisturbed, moment):
+    old = store.write([toy(0)], tmp_path/'s').fingerprint
+    killed = packer(tmp_path/'s', tmp_path/'first', .004)
+    while len(lines(tmp_path/'first')) < moment: time.sleep(.001)
+    killed.send_signal(signal.SIGKILL); killed.wait()
+    done = files(tmp_path/'s') == undisturbed   # a kill behind the last clip may come too late
+    assert done or store.read(tmp_path/'s').fingerprint == old
+    again = packer(tmp_path/'s', tmp_path/'second'); assert again.wait() == 0, again.stderr.read().decode()
+    assert files(tmp_path/'s') == undisturbed and store.verify(store.read(tmp_path/'s')) == 60
+    read = len(lines(tmp_path/'second'))
+    if moment > 3 and not done: assert read <= 60 - moment + 12, 'less than a shard of what was read is read again'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['first', 's', 'second']
+
+
+def test_a_build_that_is_killed_again_and_again_still_ends(tmp_path, undisturbed):
+    for moment in (10, 25, 40):
+        killed = packer(tmp_path/'s', tmp_path/f'log{moment}', .002); start = time.time()
+        while len(lines(tmp_path/f'log{moment}')) < 13 and killed.poll() is None and time.time() < start + 20: time.sleep(.001)
+        killed.send_signal(signal.SIGKILL); killed.wait()
+    assert packer(tmp_path/'s', tmp_path/'last').wait() == 0
+    assert files(tmp_path/'s') == undisturbed and len(lines(tmp_path/'last')) < 45
+
+
+def test_two_builds_of_one_store_do_not_mix(tmp_path, undisturbed):
+    one = packer(tmp_path/'s', tmp_path/'one', .01)
+    while not lines(tmp_path/'one'): time.sleep(.001)
+    two = packer(tmp_path/'s', tmp_path/'two')
+    assert two.wait() == 1 and b'another process is writing this store; wait for it' in two.stderr.read()
+    assert one.wait() == 0 and files(tmp_path/'s') == undisturbed and lines(tmp_path/'two') == []
+
+
+def items_of(count):
+    from signbook.corpora.listings import Item
+    return [Item(str(n)) for n in range(count)]
+
+
+def test_a_full_disk_keeps_finished_shards(tmp_path, monkeypatch):
+    from signbook.corpora.packing import pack
+    if not os.path.exists('/dev/full'): pytest.skip('no /dev/full on this system')
+    real = open
+    monkeypatch.setattr('builtins.open', lambda path, *a, **k: real('/dev/full' if str(path).endswith('data-00002.arrow') else path, *a, **k))
+    with pytest.raises(UserError, match='No space left.*; 10 clips in 2 finished shards are kept'):
+        pack(items_of(20), lambda item: toy(int(item.id)), tmp_path/'s', shard_bytes=70_000)
+    monkeypatch.undo(); heard, read = [], []
+    table = pack(items_of(20), lambda item: read.append(item.id) or toy(int(item.id)), tmp_path/'s', shard_bytes=70_000, tell=heard.append)
+    assert len(table) == 20 and read[0] == '10' and heard == [f'{tmp_path/"s"}: going on after 10 of 20 clips']
+
+
+def test_an_interrupt_keeps_finished_shards(tmp_path):
+    from signbook.corpora.packing import pack
+    def read(item):
+        if item.id == '15': raise KeyboardInterrupt
+        return toy(int(item.id))
+    with pytest.raises(KeyboardInterrupt): pack(items_of(20), read, tmp_path/'s', shard_bytes=70_000)
+    seen = []
+    pack(items_of(20), lambda item: seen.append(item.id) or toy(int(item.id)), tmp_path/'s', shard_bytes=70_000, tell=seen.append)
+    assert seen[1] == '15' and [path.name for path in tmp_path.iterdir()] == ['s']
+
+
+def test_a_clip_with_other_streams_is_named_after_the_resume_too(tmp_path):
+    from signbook.corpora.packing import pack
+    def read(item):
+        clip = toy(int(item.id))
+        if item.id == '13': clip.streams = {'features/x': clip.confidence}
+        return clip
+    for _ in range(2):
+        with pytest.raises(UserError, match='clip c13: its streams.* 10 clips in 2 finished'):
+            pack(items_of(20), read, tmp_path/'s', shard_bytes=70_000, tell=lambda line: None)
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    code = '''
+import sys
+import numpy as np
+from signbook.corpora import store
+from signbook.poses.clips import Clip
+def clips(count):
+    for n in range(count): yield Clip(np.full((16, 75, 3), n, np.float32), np.ones((16, 75), np.float32), 'holistic75', 25.0, id=str(n))
+def peak(): return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))
+store.write(clips(500), sys.argv[1]); first = peak()
+store.write(clips(5000), sys.argv[1]); print(first, peak())
+'''
+    if not os.path.exists('/proc/self/status'): pytest.skip('peak memory is read from /proc')
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path/'s')], capture_output=True, text=True, check=True)
+    first, last = map(int, done.stdout.split())
+    assert last - first < 40_000, f'10 times the clips took {last - first} KB more'
+
+
+# Flipped bits
+
+FUZZ = '''
+import random, resource, shutil, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+from signbook.corpora import store
+from signbook.errors import UserError
+source, place, count, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+chance, refused, names = random.Random(seed), 0, sorted(path.name for path in source.iterdir())
+def mutate(data):
+    data, at, size = bytearray(data), chance.randrange(len(data)), chance.choice((1, 4, 64, 4096))
+    match chance.randrange(6):
+        case 0: data[at] ^= 1 << chance.randrange(8)
+        case 1: del data[at:]
+        case 2: del data[at:at + size]
+        case 3: data[at:at + size] = bytes(len(data[at:at + size]))
+        case 4: data[at:at] = data[at:at + size]
+        case 5: data[at:at + 4] = chance.choice((b'\\xff\\xff\\xff\\x7f', b'9999', b'\\xff'*4))
+    return bytes(data)
+for turn in range(count):
+    name = chance.choice(names); whole = (source/name).read_bytes(); (place/name).write_bytes(mutate(whole))
+    try:
+        table = store.read(place)
+        for row in (0, len(table)//2, -1): table[row]
+        if sys.argv[5] == 'all': store.verify(table); table.dataset.select([0, 5])['text']
+    except UserError as error:
+        refused += 1; assert name in str(error) or place.name in str(error), (name, error)
+    (place/name).write_bytes(whole)
+assert store.verify(store.read(place)) == 12
+print(refused)
+'''
+
+
+def fuzzed(tmp_path, count, seed, depth):
+    shutil.copytree(tmp_path/'s', tmp_path/'place')
+    done = subprocess.run([sys.executable, '-c', FUZZ, str(tmp_path/'s'), str(tmp_path/'place'), str(count), str(seed), depth],
+                          capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize('depth, packing, share', [('opened', None, .7), ('all', 'int16', .7), ('opened', 'version 1', .2)])
+def test_no_mutation_of_a_store_does_harm(tmp_path, depth, packing, share, pytestconfig):
+    store.write([toy(n) for n in range(12)], tmp_path/'s', packing=None if packing == 'version 1' else packing)
+    if packing == 'version 1': as_version_1(tmp_path/'s')
+    count = 5000 if pytestconfig.getoption('--slow') else 700
+    assert fuzzed(tmp_path, count, 0, depth) > share*count   # the others hit a stream, which a view does not look at
 
 
 # The catalog between real files and the store

@@ -82,7 +82,8 @@ def kept(building: Path,  # folder of the build
 
 # %% ../../nbs/20_corpora/29_packing.ipynb #1b16eedd
 @contextmanager
-def nothing_lost(records: list[dict],  # finished shards; grows while the block runs
+def nothing_lost(building: Path,  # folder of the build; vanishes with the block if no shard was finished
+                 records: list[dict],  # finished shards; grows while the block runs
                  ) -> Iterator[None]:
     "Errors of the block say how much of the build stays."
     def rest():
@@ -91,6 +92,8 @@ def nothing_lost(records: list[dict],  # finished shards; grows while the block 
     try: yield
     except CorpusError as error: raise CorpusError(error.file, error.field, error.told + rest()) from None
     except UserError as error: raise UserError(f'{error}{rest()}') from None
+    finally:
+        if not records: shutil.rmtree(building, ignore_errors=True)
 
 # %% ../../nbs/20_corpora/29_packing.ipynb #02bd081d
 def pack(items: Sequence[Item],  # of one corpus, in the order of the store
@@ -112,7 +115,7 @@ def pack(items: Sequence[Item],  # of one corpus, in the order of the store
         done = sum(record['clips'] for record in records)
         if why: tell(f'{folder}: {why}; ' + (f'going on after the first {done} clips' if done else 'starting afresh'))
         elif done: tell(f'{folder}: going on after {done} of {len(items)} clips')
-        with nothing_lost(records), disk_errors(folder):
+        with nothing_lost(building, records), disk_errors(folder):
             add_shards(building, records, items[done:], read, root, packing, shard_bytes)
             finish(building, records, packing, about or {}, [item.id for item in missing])
         put_in_place(building, folder)

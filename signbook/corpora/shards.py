@@ -74,6 +74,7 @@ def words_of(data,  # pyarrow.Buffer of a file of rows
     "Everything about the clips of a file except their streams, and where those lie."
     import pyarrow
     table = pyarrow.ipc.open_stream(data).read_all()
+    table.validate(full=True)   # every offset inside its buffer
     words = table.drop_columns(list(streams)).replace_schema_metadata(None)
     for name in streams:
         for end, place in zip(('at', 'end'), places(table.column(name), data.address)):

@@ -104,6 +104,7 @@ class Opened:
                  folder: Path,  # of the store
                  contract: dict):
         refuse_other_files(folder, contract)
+        self.folder = folder
         try: self.shards = [Shard(folder, record, contract['streams']) for record in contract['shards']]
         except CorpusError: raise
         except Exception as error:   # a store of version 1, whose parts have no checksums: every kind of damage has its own exception there
@@ -115,7 +116,9 @@ class Opened:
     def clip(self, row: int) -> Clip:
         "The clip in a row of the store."
         number = bisect_right(self.starts, row) - 1
-        return self.shards[number].clip(row - self.starts[number])
+        try: return self.shards[number].clip(row - self.starts[number])
+        except (ValueError, TypeError, KeyError, OverflowError):   # a store of version 1, whose words have no checksum
+            raise CorpusError(self.folder, f'row {row}', 'cannot be read; build the store again') from None
 
     def column(self, name: str):  # pyarrow.ChunkedArray
         "One column of words of all clips."
