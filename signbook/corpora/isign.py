@@ -74,11 +74,8 @@ def read_isign(folder: Path,
                item: Item,
                ) -> Clip:  # holistic75, in pixels as stored
     "One clip of iSign."
-    path = folder/item.path
-    try: clip = read_pose(path)
-    except CorpusError: raise
-    except UserError as error: raise CorpusError(path, 'pose', str(error).removeprefix(f'{path}: ')) from None
-    return replace(clip, id=item.id, text=item.text, gloss=item.gloss, language=item.language, split=item.split, source=item.source)
+    return replace(read_pose(folder/item.path), id=item.id, text=item.text, gloss=item.gloss, language=item.language, split=item.split,
+                   source=item.source)
 
 # %% ../../nbs/20_corpora/17_isign.ipynb #316b17d8
 ISIGN = Reader(isign_items, read_isign, ('poses/*.pose', '*.pose'))
