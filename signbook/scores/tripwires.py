@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 import numpy as np
 from ..errors import UserError
-from .audit import two_proportions
+from .findings import two_proportions
 
 # %% ../../nbs/30_scores/08_tripwires.ipynb #fede9856
 @dataclass(frozen=True)
