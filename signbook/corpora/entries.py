@@ -152,13 +152,13 @@ HOLISTIC = (
           'English sentences; there are no glosses', 'none of its own: we split by video, as its card recommends',
           'Joshi et al., iSign: A Benchmark for Indian Sign Language Processing, Findings of ACL 2024',
           'ask for access at huggingface.co/datasets/Exploration-Lab/iSign, take iSign_v1.1.csv and the four parts of the pose archive',
-          ('*.csv',), 'signbook.corpora.isign:ISIGN', (('clips', 127237),)),
+          ('iSign_v1.1.csv',), 'signbook.corpora.isign:ISIGN', (('clips', 127237),)),
     Entry('asl_citizen', 'ASL Citizen: isolated American signs by everyday signers', 'Microsoft Research licence for the data',
           'public after agreeing', 'not measured',
           'American Sign Language, English glosses', 'isolated signs: the gloss', 'by the authors: no signer in two splits',
           'Desai et al., ASL Citizen: A Community-Sourced Dataset for Advancing Isolated Sign Language Recognition, NeurIPS 2023 (arXiv 2304.05934)',
           'agree to the licence at the ASL Citizen page of Microsoft Research and unpack the archive, splits and all',
-          ('splits/*.csv', '*.csv'), 'signbook.corpora.citizen:ASL_CITIZEN',
+          ('splits/*.csv',), 'signbook.corpora.citizen:ASL_CITIZEN',
           (('train', 40154), ('dev', 10304), ('test', 32941), ('glosses', 2731), ('signers', 52)), ('licence', 'train', 'dev', 'test')),
     Entry('asl_citizen_200', 'ASL Citizen, 200 signs, processed to padded half-precision arrays', "CC BY-NC-SA 4.0, beside Microsoft's own terms",
           'public', '1.2 GB', 'American Sign Language, English glosses', 'isolated signs: the gloss',
@@ -170,7 +170,7 @@ HOLISTIC = (
     Entry('holistic_npy', 'any folder of MediaPipe Holistic arrays, 1,662 numbers a frame', 'that of your files', 'your own', 'yours',
           'as you name it', 'the name of the folder', 'none of its own', 'whoever recorded them',
           'put one folder a sign below the corpus folder, one folder a recording below that, one .npy file a frame',
-          ('*/*',), 'signbook.corpora.holistic:HOLISTIC_NPY'),
+          ('*/*.npy', '*/*/*.npy'), 'signbook.corpora.holistic:HOLISTIC_NPY'),
 )
 
 # %% ../../nbs/20_corpora/27_entries.ipynb #fcc70895
