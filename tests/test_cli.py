@@ -86,6 +86,58 @@ def test_a_truncated_clip_stops_the_build_and_leaves_nothing(data, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fingerspelling"]
 
 
+@pytest.fixture
+def folder(tmp_path):
+    "Five clips as a folder of .pose files, of which two are gone and one is cut."
+    from signbook.corpora import catalog
+    from signbook.corpora.formats import write_pose_folder
+
+    home = write_pose_folder(list(catalog.made("pocket", number=5)), tmp_path / "letters")
+    files = sorted(home.rglob("*.pose"))
+    files[0].unlink(), files[3].unlink(), files[4].write_bytes(files[4].read_bytes()[:-500])
+    return home
+
+
+def test_check_says_what_is_missing_and_how_it_ended(folder, tmp_path):
+    done = signbook("corpus", "check", "pose_folder", "--root", folder, "--list", tmp_path / "faults.csv", "--names", 1)
+    assert done.returncode == 1 and "missing: 2: none/00000.pose; and 1 more" in done.stdout, done.stdout + done.stderr
+    assert "damaged: 1: none/00004.pose" in done.stdout and done.stdout.splitlines()[-2] == "not complete: 3 of 5 motion files present"
+    rows = (tmp_path / "faults.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "kind,id,path,told" and [row.split(",")[0] for row in rows[1:]] == ["missing", "missing", "damaged"]
+    quick = signbook("corpus", "check", "pose_folder", "--root", folder, "--quick")
+    assert quick.returncode == 1 and "damaged" not in quick.stdout
+    refused(signbook("corpus", "check", "pose_folder", "--root", tmp_path / "nowhere"), "does not exist", "index.csv")
+    for sound in ("pocket", "pocket_sentences"):
+        assert signbook("corpus", "check", sound).returncode == 0
+
+
+def test_build_records_what_is_missing_only_if_that_is_allowed(folder, tmp_path):
+    (folder / "none" / "00004.pose").unlink()
+    refused(signbook("corpus", "build", "pose_folder", tmp_path / "store", "--root", folder), "3 of the 5 files", "--allow-missing")
+    done = signbook("corpus", "build", "pose_folder", tmp_path / "store", "--root", folder, "--allow-missing", "--packing", "float16")
+    assert done.returncode == 0 and "2 clips" in done.stdout and "3 clips were missing" in done.stdout and "none/00000" in done.stdout
+    refused(signbook("corpus", "build", "pose_folder", tmp_path / "other", "--root", folder, "--allow-missing", "--packing", "zip"), "zip")
+
+
+def test_export_writes_a_new_folder_and_nothing_else(tmp_path):
+    done = signbook("corpus", "export", "pocket", "--as", "phoenix_skels", tmp_path / "out", "--number", 6)
+    assert done.returncode == 0 and "6 clips" in done.stdout and "precision: coordinates" in done.stdout, done.stdout + done.stderr
+    assert "train.skels" in {path.name for path in (tmp_path / "out").iterdir()} and [path.name for path in tmp_path.iterdir()] == ["out"]
+    refused(signbook("corpus", "export", "pocket", "--as", "phoenix_skels", tmp_path / "out", "--number", 6), "is not empty")
+    refused(signbook("corpus", "export", "fingerspelling", "--as", "isign", tmp_path / "x"), "only pocket is exported")
+    refused(signbook("corpus", "export", "pocket", "--as", "mpeg", tmp_path / "x"), "'mpeg' is unknown", "holistic_npy")
+
+
+def test_get_asks_first_and_says_what_must_be_requested(tmp_path):
+    launch = [sys.executable, "-c", "from signbook.workbook.cli import main; main()", "corpus", "get", "csl_daily", "--root", str(tmp_path)]
+    done = subprocess.run([*launch, "--mirror", "http://127.0.0.1:9"], input="n\n", capture_output=True, text=True)
+    assert done.returncode == 1 and "3 files, 0.6 MB, from 127.0.0.1" in done.stdout and "nothing was fetched" in done.stdout
+    assert "agreement with USTC" in done.stdout and not list(tmp_path.iterdir())
+    done = subprocess.run([*launch, "--mirror", "http://127.0.0.1:9", "--yes"], capture_output=True, text=True)
+    refused(done, "broke off at byte 0", "run the same command again")
+    refused(signbook("corpus", "get", "isign", "--root", tmp_path, "--yes"), "ask for access at huggingface.co")
+
+
 def test_unknown_words_name_the_known_ones():
     refused(signbook("corpus", "show", "geese"), "geese", "pocket")
     assert "fingerspelling" in signbook("corpus", "list").stdout
