@@ -151,7 +151,7 @@ def read_citizen_200(folder: Path,
     array, field = open_npy(path), f'row {item.row} ({item.id})'
     if array.ndim != 3 or array.shape[1:] != (FRAMES, 450): raise CorpusError(path, 'shape', f'{array.shape}; (clips, {FRAMES}, 450) was expected')
     if not 0 <= item.row < len(array): raise CorpusError(path, field, f'the shard has {len(array)} rows; get shard and manifest again')
-    row = np.array(array[item.row], np.float32)
+    with np.errstate(all='ignore'): row = np.array(array[item.row], np.float32)   # what does not fit is refused in the next line
     if not np.isfinite(row).all(): raise CorpusError(path, field, 'holds a number that is not finite; get the shard again')
     used = int(holistic_lengths(row[None])[0])
     if not used: raise CorpusError(path, field, 'no landmark in any frame; leave the clip out')
@@ -193,7 +193,7 @@ def write_asl_citizen_200(clips: Iterable[Clip],  # in layout holistic75, each w
             raise UserError(f'clip {clip.id}: needs a split, a plain name and layout holistic75; it has split {clip.split!r} and {clip.layout}')
         waiting.setdefault(name, []).append(clip)
         rows.setdefault(name, []).append((clip.gloss, f'{video}.mp4', f'features/{name}_{shards[name]:03d}.npy', len(waiting[name]) - 1, len(clip)))
-        if clip.signer: signers.setdefault(name, []).append((clip.signer, f'{video}.mp4', clip.gloss, ''))
+        if clip.signer: signers.setdefault(name if name in SIDES else 'test', []).append((clip.signer, f'{video}.mp4', clip.gloss, ''))
         if len(waiting[name]) == _SHARD: flush(name)
     for name in [name for name, left in waiting.items() if left]: flush(name)
     for name in SIDES if signers else (): write_atomic(folder/'splits'/f'{name}.csv', table_text([OFFICIAL, *signers.get(name, [])]))

@@ -132,8 +132,8 @@ def parse_line(line: bytes,  # one clip
     wrong = np.argwhere(~(np.abs(frames) < 1e6))   # not finite, or so large that a separator was lost
     if len(wrong): raise CorpusError(path, f'{where}, frame {wrong[0][0]}', f'number {wrong[0][1]} is {frames[tuple(wrong[0])]:.3g}, no coordinate')
     counter = frames[:, -1]
-    if counter.min() < 0 or counter.max() > 1 or (np.diff(counter) < 0).any():
-        raise CorpusError(path, f'{where}, counter', 'every 151st number must rise from 0 towards 1; the line was cut or is of another format')
+    if counter.min() < 0 or counter.max() > 1 or (np.diff(counter) < 0).any() or counter[-1] < 1 - 1/len(frames) - .001:
+        raise CorpusError(path, f'{where}, counter', f'ends at {counter[-1]:.3g}; it must rise from 0 to (T-1)/T or 1, so the line was cut')
     return frames.astype(np.float32)
 
 # %% ../../nbs/20_corpora/15_skels.ipynb #49fc2379
