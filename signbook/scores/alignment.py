@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIGNED', 'CONVENTIONS', 'defined_cost', 'defined_total', 'cheapest', 'path', 'distance_costs', 'prepared',
-           'frame_costs', 'dtw', 'dtw_jpe', 'dtw_pa_jpe', 'trajectory_costs', 'ndtw_mje', 'soke_average']
+           'frame_costs', 'walks', 'by_convention', 'dtw', 'dtw_jpe', 'dtw_pa_jpe', 'trajectory_costs', 'ndtw_mje',
+           'soke_average']
 
 # %% ../../nbs/30_scores/13_alignment.ipynb #254d661e
 import math
@@ -139,32 +140,43 @@ def frame_costs(one: Motion, other: Motion,  # prediction and reference
 # %% ../../nbs/30_scores/13_alignment.ipynb #852ae4d0
 CONVENTIONS = ('path_sum', 'per_frame', 'reference_length')
 
-def dtw(made: Any, real: Any,  # predictions and references: arrays, tensors or clips, one or many
-        joints: Joints | None = None,  # None: all points, the first is the root
-        aligned: str = 'root',  # one of `ALIGNED`
+def walks(made: Any, real: Any,  # predictions and references: arrays, tensors or clips, one or many
+          joints: Joints | None = None,  # None: all points, the first is the root
+          aligned: str = 'root',  # one of `ALIGNED`
+          ) -> np.ndarray:  # (B, 3) cost of the path, pairs on it, frames of the reference
+    "What every convention is made of, for each prediction and its reference."
+    rows = []
+    for place, (one, other) in enumerate(paired(made, real)):
+        costs = frame_costs(one, other, joints, aligned, place)
+        rows.append((*cheapest(costs), costs.shape[1]))
+        if not math.isfinite(rows[-1][0]): raise UserError(f'clip {place}: the two sides share no joint at times that can be paired; fill gaps first')
+    return np.array(rows, dtype=float)
+
+# %% ../../nbs/30_scores/13_alignment.ipynb #cd89e52d
+def by_convention(rows: np.ndarray,  # (B, 3) from `walks`
+                  convention: str,  # one of `CONVENTIONS`
+                  ) -> np.ndarray:  # (B,)
+    "Path costs, divided as the convention has it."
+    if convention not in CONVENTIONS: raise UserError(f'convention: {convention!r} is not known; choose one of {", ".join(CONVENTIONS)}')
+    return rows[:, 0]/(1 if convention == 'path_sum' else rows[:, CONVENTIONS.index(convention)])
+
+def dtw(made: Any, real: Any, joints: Joints | None = None, aligned: str = 'root',  # as in `walks`
         convention: str = 'path_sum',  # one of `CONVENTIONS`
         ) -> np.ndarray:  # (B,) in the unit of the points
     "The distance of every prediction to its reference after dynamic time warping."
-    if convention not in CONVENTIONS: raise UserError(f'convention: {convention!r} is not known; choose one of {", ".join(CONVENTIONS)}')
-    scores = []
-    for place, (one, other) in enumerate(paired(made, real)):
-        costs = frame_costs(one, other, joints, aligned, place)
-        total, pairs = cheapest(costs)
-        if not math.isfinite(total): raise UserError(f'clip {place}: the two sides share no joint at times that can be paired; fill gaps first')
-        scores.append(total/{'path_sum': 1, 'per_frame': pairs, 'reference_length': costs.shape[1]}[convention])
-    return np.array(scores)
+    return by_convention(walks(made, real, joints, aligned), convention)
 
-# %% ../../nbs/30_scores/13_alignment.ipynb #cd89e52d
+# %% ../../nbs/30_scores/13_alignment.ipynb #34382df6
 def dtw_jpe(made: Any, real: Any, joints: Joints | None = None, convention: str = 'path_sum') -> np.ndarray:  # (B,)
     "Joint position error after time warping, roots laid on each other."
     return dtw(made, real, joints, 'root', convention)
 
-# %% ../../nbs/30_scores/13_alignment.ipynb #34382df6
+# %% ../../nbs/30_scores/13_alignment.ipynb #b157be0b
 def dtw_pa_jpe(made: Any, real: Any, joints: Joints | None = None, convention: str = 'path_sum') -> np.ndarray:  # (B,)
     "Joint position error after time warping, every pair of frames aligned by a similarity."
     return dtw(made, real, joints, 'similarity', convention)
 
-# %% ../../nbs/30_scores/13_alignment.ipynb #7cf8a16e
+# %% ../../nbs/30_scores/13_alignment.ipynb #ee64d7d4
 @njit(cache=True)
 def trajectory_costs(x: np.ndarray, sx: np.ndarray,  # (T, C) and (T,) of one point: the prediction
                      y: np.ndarray, sy: np.ndarray,  # (S, C) and (S,): the reference
@@ -177,7 +189,7 @@ def trajectory_costs(x: np.ndarray, sx: np.ndarray,  # (T, C) and (T,) of one po
             for k in range(x.shape[1]): square += (x[i, k] - y[j, k])**2 if sx[i] else y[j, k]**2/4
             out[i, j] = math.sqrt(square) if sy[j] else 0.
 
-# %% ../../nbs/30_scores/13_alignment.ipynb #ee64d7d4
+# %% ../../nbs/30_scores/13_alignment.ipynb #9134b096
 def ndtw_mje(made: Any, real: Any,  # predictions and references in body coordinates, such as `poses.clips.normalise` gives
              joints: Joints | None = None,  # None: all points
              ) -> np.ndarray:  # (B,) in the unit of the points
@@ -193,7 +205,7 @@ def ndtw_mje(made: Any, real: Any,  # predictions and references in body coordin
         scores.append(np.mean(found))
     return np.array(scores)
 
-# %% ../../nbs/30_scores/13_alignment.ipynb #9134b096
+# %% ../../nbs/30_scores/13_alignment.ipynb #cfd68e67
 def soke_average(body: float, left_hand: float, right_hand: float) -> float:
     "Twelve parts body and forty-two parts hands."
     return (12*body + 42*(left_hand + right_hand)/2)/54
