@@ -6,6 +6,7 @@
 __all__ = ['pad', 'mask', 'cut_batches', 'buckets', 'computed_frames', 'BatchOrder']
 
 # %% ../../nbs/20_corpora/05_batches.ipynb #fa6428f7
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,9 +16,10 @@ from fastcore.basics import patch
 from ..errors import UserError
 
 # %% ../../nbs/20_corpora/05_batches.ipynb #2195b80a
-def pad(arrays: Sequence[np.ndarray],  # B arrays (T_i, D) with one D, in any float type
+def pad(arrays: Sequence[np.ndarray],  # B arrays (T_i, D) with one D, or (T_i,)
         length: int | None = None,  # frames to pad to; by default the longest of the batch
-        ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, T, D) float32, zero after each clip's end, and (B,) int64 lengths
+        fill: float = 0,  # what stands after each clip's end
+        ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, T, D) float32, or int64 if all arrays hold signed integers; and (B,) int64 lengths
     "One rectangle out of clips of different lengths, and the lengths themselves."
     lengths = np.array([len(array) for array in arrays], dtype=np.int64)
     if not len(lengths): raise UserError('pad: no clips were given; a batch needs at least one')
@@ -26,7 +28,8 @@ def pad(arrays: Sequence[np.ndarray],  # B arrays (T_i, D) with one D, in any fl
                                         'compute the same features for all of them')
     frames = int(lengths.max()) if length is None else length
     if lengths.max() > frames: raise UserError(f'pad: a clip of {lengths.max()} frames does not fit into {frames}; cut it first')
-    padded = np.zeros((len(arrays), frames, *widths[0]), dtype=np.float32)
+    whole = all(array.dtype.kind == 'i' for array in arrays)
+    padded = np.full((len(arrays), frames, *widths[0]), fill, dtype=np.int64 if whole else np.float32)
     for row, array in zip(padded, arrays): row[:len(array)] = array
     return torch.from_numpy(padded), torch.from_numpy(lengths)
 
@@ -82,7 +85,7 @@ def computed_frames(batches: Sequence[np.ndarray],  # index arrays of an epoch
     lengths = np.asarray(lengths)
     return (int(sum(lengths[batch].max()*len(batch) for batch in batches)), int(sum(lengths[batch].sum() for batch in batches)))
 
-# %% ../../nbs/20_corpora/05_batches.ipynb #ffe2d7ab
+# %% ../../nbs/20_corpora/05_batches.ipynb #214b73ac
 class BatchOrder:
     "Endless epochs of length buckets, one epoch an iteration, whose position is two numbers."
     def __init__(self,
@@ -96,7 +99,7 @@ class BatchOrder:
         self.lengths, self.batch_size, self.seed, self.token_budget = np.asarray(lengths), batch_size, seed, token_budget
         self.rank, self.world, self.epoch, self.position = rank, world, 0, 0
 
-# %% ../../nbs/20_corpora/05_batches.ipynb #359a28ed
+# %% ../../nbs/20_corpora/05_batches.ipynb #79966601
 @patch
 def batches(self: BatchOrder,
             epoch: int,  # any epoch; the current position is not touched
@@ -105,7 +108,7 @@ def batches(self: BatchOrder,
     whole = buckets(self.lengths, self.batch_size, self.seed, epoch, self.token_budget)
     return [whole[place % len(whole)] for place in range(self.rank, -(-len(whole)//self.world)*self.world, self.world)]
 
-# %% ../../nbs/20_corpora/05_batches.ipynb #847ae2c2
+# %% ../../nbs/20_corpora/05_batches.ipynb #b7641585
 @patch
 def __iter__(self: BatchOrder) -> Iterator[np.ndarray]:  # index arrays
     "The rest of the current epoch; the next iteration is the next epoch."
@@ -114,17 +117,20 @@ def __iter__(self: BatchOrder) -> Iterator[np.ndarray]:  # index arrays
         yield batch
     self.epoch, self.position = self.epoch + 1, 0
 
-# %% ../../nbs/20_corpora/05_batches.ipynb #fcab16b4
+# %% ../../nbs/20_corpora/05_batches.ipynb #5c25a43d
 @patch
-def state(self: BatchOrder) -> dict[str, int]:  # ready for JSON
+def state(self: BatchOrder) -> dict[str, int | None]:  # ready for JSON
     "Where the next batch will come from."
-    return dict(seed=self.seed, epoch=self.epoch, position=self.position, clips=len(self.lengths))
+    return dict(seed=self.seed, epoch=self.epoch, position=self.position, clips=len(self.lengths), batch_size=self.batch_size,
+                token_budget=self.token_budget, world=self.world, lengths=zlib.crc32(self.lengths.astype('<i8').tobytes()))
 
 @patch
 def restore(self: BatchOrder,
-            state: dict[str, int]):  # what `state` gave
+            state: dict[str, int | None]):  # what `state` gave
     "Go on where that state was taken."
-    for field, mine in (('seed', self.seed), ('clips', len(self.lengths))):
-        if state[field] != mine: raise UserError(f'batch order, {field}: the saved run had {state[field]}, this one has {mine}; '
-                                                 'resume with the settings of the saved run or start afresh')
+    mine = self.state()
+    for field in sorted(set(mine) - {'epoch', 'position'}):
+        if state.get(field) != mine[field]:
+            raise UserError(f'batch order, {field}: the saved run had {state.get(field)}, this one has {mine[field]}; '
+                            'resume with the settings of the saved run or start afresh')
     self.epoch, self.position = state['epoch'], state['position']

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BATCH_BYTES', 'SHARD_BYTES', 'COLUMNS', 'CONTRACT', 'write_rows', 'mapped', 'places', 'words_of', 'checksum_between',
            'seal', 'Tally', 'write_shard', 'read_words', 'disk_errors', 'claimed', 'put_in_place', 'whole_or_absent',
-           'totals', 'finish']
+           'totals', 'described', 'finish']
 
 # %% ../../nbs/20_corpora/28_shards.ipynb #2ac16161
 import errno
@@ -56,6 +56,7 @@ def mapped(path: Path,  # of a file that is not empty
     import pyarrow
     with pyarrow.memory_map(str(path)) as file: return file.read_buffer()
 
+# %% ../../nbs/20_corpora/28_shards.ipynb #823aed4e
 def places(column,  # pyarrow.ChunkedArray of type binary, in a mapped file
            base: int,  # address of the file's first byte
            ) -> tuple[np.ndarray, np.ndarray]:  # (n,) int64 first bytes and one-past-last bytes in the file
@@ -67,7 +68,7 @@ def places(column,  # pyarrow.ChunkedArray of type binary, in a mapped file
         spans.append((data.address if data and data.size else base) - base + np.stack([ends[:-1], ends[1:]]))
     return tuple(np.concatenate(spans, axis=1))
 
-# %% ../../nbs/20_corpora/28_shards.ipynb #823aed4e
+# %% ../../nbs/20_corpora/28_shards.ipynb #a201a471
 COLUMNS = (*WORDS, 'fps', 'length', 'digest')  # that can be asked for without motion
 
 def words_of(data,  # pyarrow.Buffer of a file of rows
@@ -82,7 +83,7 @@ def words_of(data,  # pyarrow.Buffer of a file of rows
     words = table.select(COLUMNS).replace_schema_metadata(None)
     return words.append_column('row', pyarrow.array(rows)).combine_chunks()
 
-# %% ../../nbs/20_corpora/28_shards.ipynb #a201a471
+# %% ../../nbs/20_corpora/28_shards.ipynb #7d71513a
 def checksum_between(data,  # pyarrow.Buffer of a file of rows
                      words,  # pyarrow.Table of `words_of`
                      ) -> int:
@@ -94,14 +95,14 @@ def checksum_between(data,  # pyarrow.Buffer of a file of rows
     for place in np.flatnonzero(starts > ends): checksum = zlib.crc32(whole[ends[place]:starts[place]], checksum)
     return checksum
 
-# %% ../../nbs/20_corpora/28_shards.ipynb #7d71513a
+# %% ../../nbs/20_corpora/28_shards.ipynb #90b001e8
 def seal(told: dict,  # ready for JSON
          ) -> dict:  # the same with a field `checksum`
     "A description that notices its own damage."
     plain = {key: value for key, value in told.items() if key != 'checksum'}
     return plain | dict(checksum=hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8).hexdigest())
 
-# %% ../../nbs/20_corpora/28_shards.ipynb #90b001e8
+# %% ../../nbs/20_corpora/28_shards.ipynb #452ca702
 class Tally:
     "What is counted while the clips of one shard go by."
     def __init__(self,
@@ -111,7 +112,7 @@ class Tally:
         self.packing, self.expected = packing, streams
         self.told = dict(clips=0, frames=0, splits={}, layouts={}, streams={})
 
-# %% ../../nbs/20_corpora/28_shards.ipynb #b83e5d10
+# %% ../../nbs/20_corpora/28_shards.ipynb #6d8feddc
 @patch
 def row(self: Tally, clip: Clip) -> dict:  # the row of the clip
     "Count a clip and turn it into a row."
@@ -126,6 +127,7 @@ def row(self: Tally, clip: Clip) -> dict:  # the row of the clip
     told['clips'] += 1; told['frames'] += len(clip)
     return row
 
+# %% ../../nbs/20_corpora/28_shards.ipynb #8ebda431
 @patch
 def _count(self: Tally, name: str, stream: np.ndarray, row: dict):
     kind, stored = self.expected[name], np.frombuffer(row[name], row[f'{name}_dtype'])
@@ -136,7 +138,7 @@ def _count(self: Tally, name: str, stream: np.ndarray, row: dict):
     error = error[~np.isnan(error)]
     told['largest_error'] = max(told['largest_error'], float(error.max(initial=0))); told['squares'] += float((error**2).sum())
 
-# %% ../../nbs/20_corpora/28_shards.ipynb #20e9d484
+# %% ../../nbs/20_corpora/28_shards.ipynb #4f49a774
 def write_shard(clips: Iterator[Clip],  # as many are taken as one file should hold
                 folder: Path,  # where its two files are made
                 number: int,  # of the shard, from 0
@@ -158,7 +160,7 @@ def write_shard(clips: Iterator[Clip],  # as many are taken as one file should h
     return tally.told | dict(data=dict(file=data.name, bytes=buffer.size, between=checksum_between(buffer, table)),
                              words=dict(file=words.name, bytes=said.size, checksum=zlib.crc32(said)))
 
-# %% ../../nbs/20_corpora/28_shards.ipynb #1740a153
+# %% ../../nbs/20_corpora/28_shards.ipynb #66bd1105
 def read_words(folder: Path,  # of shards
                record: dict,  # of one of them
                ):  # pyarrow.Table
@@ -171,9 +173,7 @@ def read_words(folder: Path,  # of shards
         raise CorpusError(path, 'checksum', 'this is not what was written; build the store again')
     return pyarrow.ipc.open_stream(said).read_all()
 
-# %% ../../nbs/20_corpora/28_shards.ipynb #65d4b9bc
-CONTRACT = 'store.json'  # the file that makes a folder a store
-
+# %% ../../nbs/20_corpora/28_shards.ipynb #cc3f3905
 @contextmanager
 def disk_errors(folder: Path,  # target
                 ) -> Iterator[None]:
@@ -182,6 +182,9 @@ def disk_errors(folder: Path,  # target
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS): raise
         raise UserError(f'{folder}: cannot be written ({error.strerror}); free some space or name another folder') from None
+
+# %% ../../nbs/20_corpora/28_shards.ipynb #a73a7644
+CONTRACT = 'store.json'  # the file that makes a folder a store
 
 @contextmanager
 def claimed(folder: Path,  # target
@@ -203,7 +206,7 @@ def claimed(folder: Path,  # target
         with disk_errors(folder): yield building
     finally: os.close(handle)
 
-# %% ../../nbs/20_corpora/28_shards.ipynb #66bd1105
+# %% ../../nbs/20_corpora/28_shards.ipynb #ec419756
 def put_in_place(building: Path,  # a finished store
                  folder: Path):  # its name from now on; a store that is there already is replaced
     "Give a finished store its name."
@@ -214,6 +217,7 @@ def put_in_place(building: Path,  # a finished store
     synced(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
+# %% ../../nbs/20_corpora/28_shards.ipynb #d04e6542
 @contextmanager
 def whole_or_absent(folder: Path,  # target; a store that is there already is replaced
                     ) -> Iterator[Path]:  # a locked, empty folder beside the target
@@ -225,7 +229,7 @@ def whole_or_absent(folder: Path,  # target; a store that is there already is re
             put_in_place(building, folder)
         finally: shutil.rmtree(building, ignore_errors=True)
 
-# %% ../../nbs/20_corpora/28_shards.ipynb #a73a7644
+# %% ../../nbs/20_corpora/28_shards.ipynb #0156d3f0
 def totals(records: Sequence[dict],  # of `write_shard`, in order
            ) -> dict:  # clips, frames, splits, layouts, streams of all
     "What all shards hold together."
@@ -241,21 +245,29 @@ def totals(records: Sequence[dict],  # of `write_shard`, in order
     return dict(clips=sum(record['clips'] for record in records), frames=sum(record['frames'] for record in records),
                 splits=dict(sorted(splits.items())), layouts=dict(sorted(layouts.items())), streams=streams)
 
-# %% ../../nbs/20_corpora/28_shards.ipynb #ec419756
+# %% ../../nbs/20_corpora/28_shards.ipynb #d1cec246
+def described(folder: Path,  # that holds the shards
+              records: Sequence[dict],  # of `write_shard`, in order
+              fingerprint: str,  # of all rows
+              ) -> dict[str, str]:  # file name → content
+    "The two files that the datasets library asks for."
+    import pyarrow
+    schema = pyarrow.ipc.open_stream(mapped(folder/records[0]['data']['file'])).schema
+    state = dict(_data_files=[dict(filename=record['data']['file']) for record in records], _fingerprint=fingerprint[:16], _format_columns=None,
+                 _format_kwargs={}, _format_type=None, _output_all_columns=False, _split=None)
+    told = {'dataset_info.json': dict(features=hugging_face().Features.from_arrow_schema(schema).to_dict()), 'state.json': state}
+    return {name: json.dumps(content, indent=1) + '\n' for name, content in told.items()}
+
+# %% ../../nbs/20_corpora/28_shards.ipynb #c560fd41
 def finish(folder: Path,  # that holds the shards
            records: Sequence[dict],  # of `write_shard`, in order
            packing: str | None,  # one of PACKINGS
            about: dict[str, str],  # where the clips come from
            missing: Sequence[str] = ()):  # ids of clips that the corpus promises and does not have
     "The three descriptions that make a folder of shards a store."
-    import pyarrow
     if not records: raise UserError('store: no clip was given; a corpus needs at least one')
-    schema = pyarrow.ipc.open_stream(mapped(folder/records[0]['data']['file'])).schema
     fingerprint = content_hash(one for record in records for one in read_words(folder, record).column('digest').to_pylist())
-    state = dict(_data_files=[dict(filename=record['data']['file']) for record in records], _fingerprint=fingerprint[:16], _format_columns=None,
-                 _format_kwargs={}, _format_type=None, _output_all_columns=False, _split=None)
-    beside = {'dataset_info.json': dict(features=hugging_face().Features.from_arrow_schema(schema).to_dict()), 'state.json': state}
-    beside = {name: json.dumps(content, indent=1) + '\n' for name, content in beside.items()}
+    beside = described(folder, records, fingerprint)
     for name, text in beside.items(): write_atomic(folder/name, text)
     told = dict(format='signbook clips', version=2, fingerprint=fingerprint, about=about, **totals(records), packing=packing,
                 missing=dict(count=len(missing), ids=list(missing)), bytes=sum(record['data']['bytes'] for record in records),

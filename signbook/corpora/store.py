@@ -29,6 +29,7 @@ def version_1(folder: Path, told: dict) -> dict:
     data = dict(file=file.name, bytes=int(told['bytes']), between=None)
     return {**told, 'missing': dict(count=0, ids=[]), 'files': {}, 'shards': [dict(clips=int(told['clips']), data=data)]}
 
+# %% ../../nbs/20_corpora/04_store.ipynb #49897ab8
 def read_contract(folder: str | Path,  # of a store
                   ) -> dict:  # the content of store.json
     "The contract of a store, after all checks that need no decoding."
@@ -50,7 +51,7 @@ def read_contract(folder: str | Path,  # of a store
                               'build the store again')
     return told
 
-# %% ../../nbs/20_corpora/04_store.ipynb #49897ab8
+# %% ../../nbs/20_corpora/04_store.ipynb #ddc7a29a
 def refuse_other_files(folder: Path,  # of a store
                        told: dict):  # its contract
     "Every file of a store is there, the small ones unchanged and the large ones in their length, or an error names the one that is not."
@@ -63,7 +64,7 @@ def refuse_other_files(folder: Path,  # of a store
         size = path.stat().st_size if path.is_file() else 0
         if size != promised or not size: raise CorpusError(path, 'size', f'holds {size} bytes, {promised} were written; build the store again')
 
-# %% ../../nbs/20_corpora/04_store.ipynb #76645608
+# %% ../../nbs/20_corpora/04_store.ipynb #9f0edc51
 class Shard:
     "One shard of a store, open."
     def __init__(self,
@@ -78,7 +79,7 @@ class Shard:
 
     def __len__(self): return len(self.words)
 
-# %% ../../nbs/20_corpora/04_store.ipynb #3aaa24ff
+# %% ../../nbs/20_corpora/04_store.ipynb #d6f4ee15
 @patch
 def clip(self: Shard,
          row: int,  # of this shard
@@ -95,7 +96,7 @@ def clip(self: Shard,
     return Clip(arrays.pop('points'), arrays.pop('confidence'), said['layout'], said['fps'], said['id'], said['text'], said['gloss'], said['signer'],
                 said['language'], said['split'], said['source'], tuple((s['start'], s['end'], s['gloss']) for s in said['segments']), arrays)
 
-# %% ../../nbs/20_corpora/04_store.ipynb #343064fe
+# %% ../../nbs/20_corpora/04_store.ipynb #dc949bfd
 class Opened:
     "The open files of a store; it is made anew in every process and never pickled."
     def __init__(self,
@@ -123,7 +124,7 @@ class Opened:
         import pyarrow
         return pyarrow.chunked_array([shard.words.column(name).chunk(0) for shard in self.shards])
 
-# %% ../../nbs/20_corpora/04_store.ipynb #0d786d4d
+# %% ../../nbs/20_corpora/04_store.ipynb #7d00c955
 class ClipTable:
     "Clips of a store: a list of them to index, slice and loop over, decoded only when one is asked for."
     def __init__(self,
@@ -148,7 +149,7 @@ class ClipTable:
         missing = f'; {self.contract["missing"]["count"]} missing' if self.contract['missing']['count'] else ''
         return f'{len(self)} clips of {self.folder.name} ({self.contract["clips"]} clips: {splits}; {self.contract["frames"]:,} frames{missing})'
 
-# %% ../../nbs/20_corpora/04_store.ipynb #c5cd6026
+# %% ../../nbs/20_corpora/04_store.ipynb #f95893da
 @patch
 def __getitem__(self: ClipTable,
                 key: int | slice | np.ndarray | list,  # a place; or a slice, places, a boolean mask
@@ -157,14 +158,14 @@ def __getitem__(self: ClipTable,
     if isinstance(key, (int, np.integer)): return self.opened.clip(int(self.rows[key]))
     return ClipTable(self.folder, self.contract, self.rows[key], self._open)
 
-# %% ../../nbs/20_corpora/04_store.ipynb #6f06403a
+# %% ../../nbs/20_corpora/04_store.ipynb #6141a19d
 def read(folder: str | Path,  # of a store
          ) -> ClipTable:  # all of its clips
     "A corpus, opened: nothing is decoded yet."
     contract = read_contract(folder)
     return ClipTable(folder, contract, np.arange(contract['clips']), Opened(Path(folder), contract))
 
-# %% ../../nbs/20_corpora/04_store.ipynb #b7c01523
+# %% ../../nbs/20_corpora/04_store.ipynb #88770879
 @patch
 def columns(self: ClipTable,
             names: list[str],  # of words, or 'fps', 'length', 'digest'
@@ -174,18 +175,19 @@ def columns(self: ClipTable,
         if name not in COLUMNS: raise UserError(f'column {name!r} is unknown; choose from {", ".join(COLUMNS)}')
     return {name: self.opened.column(name).take(self.rows).to_pylist() for name in names}
 
-# %% ../../nbs/20_corpora/04_store.ipynb #88770879
+# %% ../../nbs/20_corpora/04_store.ipynb #5312fec2
 @patch(as_prop=True)
 def frames(self: ClipTable) -> np.ndarray:  # (n,) int64
     "Length of every clip in frames."
     return np.array(self.columns(['length'])['length'], dtype=np.int64)
 
+# %% ../../nbs/20_corpora/04_store.ipynb #f9f13f9b
 @patch(as_prop=True)
 def fingerprint(self: ClipTable) -> str:  # 32 hexadecimal digits
     "What identifies the content of these clips in this order, whatever the folder or the day."
     return content_hash(self.columns(['digest'])['digest'])
 
-# %% ../../nbs/20_corpora/04_store.ipynb #7ce1e51b
+# %% ../../nbs/20_corpora/04_store.ipynb #54c4c19c
 @patch
 def where(self: ClipTable,
           **words: str,  # column=value, such as split='dev'; several must all hold
@@ -199,7 +201,7 @@ def where(self: ClipTable,
         fits &= column == value
     return self[fits]
 
-# %% ../../nbs/20_corpora/04_store.ipynb #2d716d09
+# %% ../../nbs/20_corpora/04_store.ipynb #e50d6f52
 def write(clips: Iterable[Clip],  # one or more; a generator will do
           folder: str | Path,  # of the store; one that is there already is replaced, anything else is refused
           packing: str | None = None,  # 'float16' or 'int16' halves the float32 streams and states the error in store.json
@@ -215,7 +217,7 @@ def write(clips: Iterable[Clip],  # one or more; a generator will do
         finish(building, records, packing, about or {})
     return read(folder)
 
-# %% ../../nbs/20_corpora/04_store.ipynb #aab4e865
+# %% ../../nbs/20_corpora/04_store.ipynb #507c0b44
 @patch
 def damaged(self: Shard,
             rows: Iterable[int],  # of this shard
@@ -229,7 +231,7 @@ def damaged(self: Shard,
         if digest(said | {name: bytes(self.data[start:end]) for name, (start, end) in places.items()}) != promised: return f'clip {said["id"]}'
     return ''
 
-# %% ../../nbs/20_corpora/04_store.ipynb #8a854d0d
+# %% ../../nbs/20_corpora/04_store.ipynb #367cbdbf
 def verify(table: ClipTable,  # of any store
            ) -> int:  # rows that were verified
     "Compare every row with the digest that was written with it."
@@ -240,7 +242,7 @@ def verify(table: ClipTable,  # of any store
             raise CorpusError(table.folder/record['data']['file'], what, 'not what was written; build the store again')
     return len(table)
 
-# %% ../../nbs/20_corpora/04_store.ipynb #3ab2aab1
+# %% ../../nbs/20_corpora/04_store.ipynb #b530ea10
 @patch(as_prop=True)
 def dataset(self: ClipTable):  # datasets.Dataset of the whole store, memory-mapped
     "The Hugging Face dataset behind the table."
