@@ -83,7 +83,7 @@ def exported(name):
         from signbook.corpora.exports import FORMATS, named
 
         found = FORMATS[name]
-        named(found.writer)(pair(found.layout), folder)
+        named(found.writer)(pair(found.layout, frames=6), folder)  # fewer than 4 after thinning would be refused
         return named(found.reader)
 
     return build

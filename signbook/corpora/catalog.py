@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'is_own_folder', 'locate', 'spread', 'first_clips', 'made', 'as_item', 'table_items', 'items', 'missing',
-           'refuse_missing', 'ClipFiles', 'load', 'build']
+           'refuse_missing', 'ClipFiles', 'load', 'evenly', 'clips_there', 'build']
 
 # %% ../../nbs/20_corpora/21_catalog.ipynb #12172f4e
 import os
@@ -13,6 +13,8 @@ from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from .entries import entries, entry, reader
 from .listings import Item
@@ -125,8 +127,8 @@ def missing(folder: Path,  # of a corpus
     "The clips whose motion is not there."
     @cache
     def there(path: str) -> bool:
-        place = folder/path
-        return place.is_file() or place.is_dir() and next(place.iterdir(), None) is not None
+        try: return (folder/path).is_file() or (folder/path).is_dir() and next((folder/path).iterdir(), None) is not None
+        except OSError: return False   # such as a name that is too long
     return [item for item in listed if item.path and not there(item.path)]
 
 # %% ../../nbs/20_corpora/21_catalog.ipynb #4c5b70f5
@@ -176,6 +178,28 @@ def load(name: str,  # a catalog id
     return ClipFiles(name, folder, listed)
 
 # %% ../../nbs/20_corpora/21_catalog.ipynb #99597185
+def evenly(number: int,  # of things
+           wanted: int | None,  # how many of them; None = all
+           ) -> list[int]:  # places, ascending
+    "Places spread evenly over a list."
+    if wanted is not None and wanted < 1: raise UserError(f'{wanted} clips: ask for one or more')
+    return list(range(number)) if wanted is None or wanted >= number else [place*number//wanted for place in range(wanted)]
+
+def clips_there(name: str,  # a catalog id, not of an embedded corpus
+                root: str | Path | None = None,  # folder of corpora, or of this one
+                wanted: int | None = None,  # at most so many; None = all
+                ) -> ClipTable | ClipFiles | None:  # None if no motion is there
+    "The clips of a corpus whose motion is there."
+    folder = locate(name, root)
+    if (folder/CONTRACT).is_file():
+        table = read(folder)
+        return table[np.array(evenly(len(table), wanted))]
+    listed = items(name, root) if reader(name).clip else []
+    gone = {item.id for item in missing(folder, listed)}
+    there = [item for item in listed if item.path and item.id not in gone]
+    return ClipFiles(name, folder, [there[place] for place in evenly(len(there), wanted)]) if there else None
+
+# %% ../../nbs/20_corpora/21_catalog.ipynb #0a5e2456
 def build(name: str,  # a catalog id
           preset: str,  # how much of an embedded corpus is made
           folder: str | Path,  # of the store that is written

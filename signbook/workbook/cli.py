@@ -166,14 +166,30 @@ def corpus_export(corpus: Annotated[str, typer.Argument(help='pocket')], folder:
     done = export(corpus, form, folder, preset, number, split, seed)
     typer.echo(f'{folder}: {done.clips:,} clips, {done.frames:,} frames as {done.format}\nprecision: {done.precision}')
 
+# %% ../../nbs/90_workbook/11_cli.ipynb #27a06ec5
 @corpus_app.command('audit')
-def corpus_audit(corpus: Annotated[str, typer.Argument(help='a catalog id')], root: Root = None, preset: Preset = 'smoke'):
-    "Look for leaks and traps: duplicates, shared files, shared signers, foreign alphabets."
-    from signbook.corpora.catalog import load
-    from signbook.scores.audit import audit
-    typer.echo(audit(list(load(corpus, root=root, preset=preset))).report())
+def corpus_audit(corpus: CorpusId, root: CorpusRoot = None, preset: Preset = 'smoke',
+                 clips: Annotated[int | None, typer.Option(help='look at the motion of at most so many clips, taken evenly; default: all')] = None,
+                 no_clips: Annotated[bool, typer.Option('--no-clips', help='audit the listing alone')] = False,
+                 output: Annotated[str | None, typer.Option(help='folder for report.md, audit.json and the figures')] = None):
+    "Look for leaks and traps: duplicates, shared files, signers and sentences on both sides, labels spelled in several ways."
+    from signbook.corpora.catalog import clips_there, items, locate, made
+    from signbook.scores.audit import audit_corpus, figures
+    if locate(corpus, root) is None:
+        listed, motion = (items(corpus, preset=preset), None) if no_clips else (None, made(corpus, preset, number=clips))
+    else: listed, motion = items(corpus, root), None if no_clips else clips_there(corpus, root, clips)
+    if motion is None and not no_clips: typer.echo('no motion is there: the listing alone is audited', err=True)
+    found = audit_corpus(listed, motion, corpus)
+    typer.echo(printable(found.report()))
+    if not output: return
+    import json
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #403b88bf
+    from signbook.files import write_atomic
+    write_atomic(Path(output)/'report.md', found.report())
+    write_atomic(Path(output)/'audit.json', json.dumps(found.as_json(), ensure_ascii=False, indent=1) + '\n')
+    for path in (Path(output)/'report.md', Path(output)/'audit.json', *figures(found, output)): typer.echo(path)
+
+# %% ../../nbs/90_workbook/11_cli.ipynb #111a39be
 @app.command()
 def recognise(clip: Annotated[str, typer.Argument(help='a .pose file')],
               run: Annotated[str, typer.Option(help='a finished training run, such as outputs/laptop/pocket/recognition/train-main-s0')],
@@ -195,7 +211,7 @@ def doctor(output: Output = None, root: Root = None):
         if finding.fix: typer.echo(f'{"":19}→ {finding.fix}')
     raise typer.Exit(1 if any(finding.state == 'wrong' for finding in findings) else 0)
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #1ccbd15a
+# %% ../../nbs/90_workbook/11_cli.ipynb #6b7d0fc2
 @reference_app.command('update')
 def reference_update(preset: Preset = 'laptop', corpus: Corpus = 'pocket', seeds: Seeds = 1, output: Output = None, root: Root = None,
                      project: Project = None):
@@ -241,7 +257,7 @@ def clean(preset: Annotated[str | None, typer.Option(help='only this preset')] =
     with locked(root/'.lock'):
         for folder in folders: shutil.rmtree(folder)
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #4862bb72
+# %% ../../nbs/90_workbook/11_cli.ipynb #0cc9ee14
 def main() -> None:
     "The entry point of the `signbook` command."
     words = sys.argv[1:]
