@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'find_project', 'Request', 'parse_settings', 'config_fields', 'typed', 'Step', 'Plan', 'listing_hash',
-           'data_parameters', 'selected', 'check_request', 'read_plan', 'write_request', 'read_request']
+           'data_parameters', 'file_parameters', 'selected', 'check_request', 'read_plan', 'write_request',
+           'read_request']
 
 # %% ../../nbs/90_workbook/01_plan.ipynb #e27d4071
 import ast
@@ -159,15 +160,29 @@ def data_parameters(self: Plan,
                     corpus: str,  # catalog id
                     ) -> dict:  # {} for a corpus that is made, the listing's hash for one that is read
     "What the step that packs a corpus depends on beside its code."
-    from signbook.corpora.catalog import locate, refuse_missing
+    from signbook.corpora.catalog import items, locate, refuse_missing
     folder = locate(corpus, self.request.data or None)
     if folder is None: return {}
-    refuse_missing(folder)  # an index row without its file stops the batch before anything is written
+    refuse_missing(folder, items(corpus, self.request.data or None))  # a listed clip without its file stops the batch before anything is written
     return dict(listing=listing_hash(folder))
 
 Plan.data = data_parameters
 
 # %% ../../nbs/90_workbook/01_plan.ipynb #dfb5405b
+def file_parameters(self: Plan,
+                    name: str,  # of the folder in the data root
+                    how_to_get: str,  # the end of the error where it is missing
+                    ) -> dict:  # the listing's hash
+    "What a step depends on that reads a folder of files."
+    root = self.request.data or os.environ.get('SIGNBOOK_DATA')
+    folder = Path(root or '.')/name
+    if not root or not folder.is_dir():
+        raise UserError(f'{name}: {f"{folder} does not exist" if root else "no data folder is known"}; set SIGNBOOK_DATA or --root; {how_to_get}')
+    return dict(listing=listing_hash(folder))
+
+Plan.files = file_parameters
+
+# %% ../../nbs/90_workbook/01_plan.ipynb #dd2d10b9
 def selected(plan: Plan,
              ) -> dict[str, Step]:  # key → step, inputs before the steps that read them
     "The steps that the request asks for, in an order that runs."
@@ -188,25 +203,25 @@ def selected(plan: Plan,
         if step.target in wanted: take(key)
     return chosen
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #f7811be2
+# %% ../../nbs/90_workbook/01_plan.ipynb #bdb9bd60
 def check_request(request: Request) -> Request:  # the same request
     "The request, or an error that names the value that cannot be."
     if request.preset not in PRESETS: raise UserError(f'preset {request.preset!r}: choose one of {", ".join(PRESETS)}')
     if request.seeds < 1: raise UserError(f'--seeds {request.seeds}: at least one seed is needed')
     return request
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #d78bc1e4
+# %% ../../nbs/90_workbook/01_plan.ipynb #2c7e5ea3
 def read_plan(project: Path,  # the checkout
               request: Request,
               ) -> dict[str, Step]:  # key → step, in an order that runs
     "The steps of a request, from every plan file of the checkout."
     plan = Plan(project, check_request(request))
     for path in sorted((project/'nbs'/'experiments').glob('*/plan.smk')):
-        names = dict(request=request, step=plan.step, seeds=plan.seeds, fields=plan.fields, data=plan.data)
+        names = dict(request=request, step=plan.step, seeds=plan.seeds, fields=plan.fields, data=plan.data, files=plan.files)
         exec(compile(path.read_text(encoding='utf-8'), str(path.relative_to(project)), 'exec'), names)
     return selected(plan)
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #a1e71b2e
+# %% ../../nbs/90_workbook/01_plan.ipynb #20f25ce9
 def write_request(request: Request, path: Path) -> Path:  # the path
     "Store a request, whole or not at all."
     part = path.with_suffix('.part')
