@@ -443,3 +443,23 @@ def test_the_real_alphabets_are_those_of_the_catalog():
 def test_listing_the_catalog_is_light():
     code = "import sys; from signbook.corpora.catalog import entries; entries(); print([m for m in ('datasets', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
+# The benchmarks as a program
+
+def test_a_benchmark_runs_as_a_program_and_names_no_machine(tmp_path):
+    command = [sys.executable, '-m', 'signbook.corpora.benchmarks']
+    done = subprocess.run([*command, 'normalisation', '--output', str(tmp_path/'out')], capture_output=True, text=True, check=True)
+    assert done.stderr == '' and sorted(path.name for path in (tmp_path/'out').iterdir()) == ['normalisation.csv', 'normalisation.md']
+    assert (tmp_path/'out'/'normalisation.md').read_text() == done.stdout and os.uname().nodename not in done.stdout
+    assert subprocess.run([*command, 'everything'], capture_output=True).returncode == 2
+
+
+def test_the_committed_benchmarks_keep_their_promises(project):
+    import pandas as pd
+    told = {path.stem: pd.read_csv(path) for path in (project/'outputs'/'reference'/'benchmarks').glob('*.csv')}
+    assert sorted(told) == ['large_store', 'normalisation', 'padding', 'reading']
+    assert told['reading']['times faster'][1:3].min() >= 6 and told['normalisation']['times faster'][1] >= 18
+    assert told['padding']['wasted (%)'][1:].max() <= 12 < told['padding']['wasted (%)'][0]
+    large = told['large_store'].iloc[-1]
+    assert large['clips'] == 100_000 and large['peak memory to build (MB)'] < 1500 and large['copy, ratio'] <= 1.25

@@ -112,19 +112,26 @@ class Opened:
         if self.starts[-1] != contract['clips']:
             raise CorpusError(folder, 'clips', f'{self.starts[-1]} are there, {contract["clips"]} were written; build the store again')
 
-    def clip(self, row: int) -> Clip:
-        "The clip in a row of the store."
-        number = bisect_right(self.starts, row) - 1
-        try: return self.shards[number].clip(row - self.starts[number])
-        except (ValueError, TypeError, KeyError, OverflowError):   # a store of version 1, whose words have no checksum
-            raise CorpusError(self.folder, f'row {row}', 'cannot be read; build the store again') from None
+# %% ../../nbs/20_corpora/04_store.ipynb #0188654e
+@patch
+def clip_at(self: Opened,
+            row: int,  # of the store
+            ) -> Clip:  # with read-only arrays
+    "The clip in a row of the store."
+    number = bisect_right(self.starts, row) - 1
+    try: return self.shards[number].clip(row - self.starts[number])
+    except (ValueError, TypeError, KeyError, OverflowError):   # a store of version 1, whose words have no checksum
+        raise CorpusError(self.folder, f'row {row}', 'cannot be read; build the store again') from None
 
-    def column(self, name: str):  # pyarrow.ChunkedArray
-        "One column of words of all clips."
-        import pyarrow
-        return pyarrow.chunked_array([shard.words.column(name).chunk(0) for shard in self.shards])
+# %% ../../nbs/20_corpora/04_store.ipynb #68fc0315
+@patch
+def column(self: Opened,
+           name: str):  # one of COLUMNS; pyarrow.ChunkedArray
+    "One column of words of all clips."
+    import pyarrow
+    return pyarrow.chunked_array([shard.words.column(name).chunk(0) for shard in self.shards])
 
-# %% ../../nbs/20_corpora/04_store.ipynb #7d00c955
+# %% ../../nbs/20_corpora/04_store.ipynb #e811db21
 class ClipTable:
     "Clips of a store: a list of them to index, slice and loop over, decoded only when one is asked for."
     def __init__(self,
@@ -149,23 +156,23 @@ class ClipTable:
         missing = f'; {self.contract["missing"]["count"]} missing' if self.contract['missing']['count'] else ''
         return f'{len(self)} clips of {self.folder.name} ({self.contract["clips"]} clips: {splits}; {self.contract["frames"]:,} frames{missing})'
 
-# %% ../../nbs/20_corpora/04_store.ipynb #f95893da
+# %% ../../nbs/20_corpora/04_store.ipynb #62e338a7
 @patch
 def __getitem__(self: ClipTable,
                 key: int | slice | np.ndarray | list,  # a place; or a slice, places, a boolean mask
                 ):  # a Clip with read-only arrays, or a ClipTable
     "One clip, or a part of the table."
-    if isinstance(key, (int, np.integer)): return self.opened.clip(int(self.rows[key]))
+    if isinstance(key, (int, np.integer)): return self.opened.clip_at(int(self.rows[key]))
     return ClipTable(self.folder, self.contract, self.rows[key], self._open)
 
-# %% ../../nbs/20_corpora/04_store.ipynb #6141a19d
+# %% ../../nbs/20_corpora/04_store.ipynb #5312fec2
 def read(folder: str | Path,  # of a store
          ) -> ClipTable:  # all of its clips
     "A corpus, opened: nothing is decoded yet."
     contract = read_contract(folder)
     return ClipTable(folder, contract, np.arange(contract['clips']), Opened(Path(folder), contract))
 
-# %% ../../nbs/20_corpora/04_store.ipynb #88770879
+# %% ../../nbs/20_corpora/04_store.ipynb #f24f6a84
 @patch
 def columns(self: ClipTable,
             names: list[str],  # of words, or 'fps', 'length', 'digest'
@@ -175,19 +182,19 @@ def columns(self: ClipTable,
         if name not in COLUMNS: raise UserError(f'column {name!r} is unknown; choose from {", ".join(COLUMNS)}')
     return {name: self.opened.column(name).take(self.rows).to_pylist() for name in names}
 
-# %% ../../nbs/20_corpora/04_store.ipynb #5312fec2
+# %% ../../nbs/20_corpora/04_store.ipynb #54c4c19c
 @patch(as_prop=True)
 def frames(self: ClipTable) -> np.ndarray:  # (n,) int64
     "Length of every clip in frames."
     return np.array(self.columns(['length'])['length'], dtype=np.int64)
 
-# %% ../../nbs/20_corpora/04_store.ipynb #f9f13f9b
+# %% ../../nbs/20_corpora/04_store.ipynb #8001dab2
 @patch(as_prop=True)
 def fingerprint(self: ClipTable) -> str:  # 32 hexadecimal digits
     "What identifies the content of these clips in this order, whatever the folder or the day."
     return content_hash(self.columns(['digest'])['digest'])
 
-# %% ../../nbs/20_corpora/04_store.ipynb #54c4c19c
+# %% ../../nbs/20_corpora/04_store.ipynb #91fcf425
 @patch
 def where(self: ClipTable,
           **words: str,  # column=value, such as split='dev'; several must all hold
@@ -201,7 +208,7 @@ def where(self: ClipTable,
         fits &= column == value
     return self[fits]
 
-# %% ../../nbs/20_corpora/04_store.ipynb #e50d6f52
+# %% ../../nbs/20_corpora/04_store.ipynb #507c0b44
 def write(clips: Iterable[Clip],  # one or more; a generator will do
           folder: str | Path,  # of the store; one that is there already is replaced, anything else is refused
           packing: str | None = None,  # 'float16' or 'int16' halves the float32 streams and states the error in store.json
@@ -217,7 +224,7 @@ def write(clips: Iterable[Clip],  # one or more; a generator will do
         finish(building, records, packing, about or {})
     return read(folder)
 
-# %% ../../nbs/20_corpora/04_store.ipynb #507c0b44
+# %% ../../nbs/20_corpora/04_store.ipynb #b530ea10
 @patch
 def damaged(self: Shard,
             rows: Iterable[int],  # of this shard
@@ -231,7 +238,7 @@ def damaged(self: Shard,
         if digest(said | {name: bytes(self.data[start:end]) for name, (start, end) in places.items()}) != promised: return f'clip {said["id"]}'
     return ''
 
-# %% ../../nbs/20_corpora/04_store.ipynb #367cbdbf
+# %% ../../nbs/20_corpora/04_store.ipynb #e7e00bb1
 def verify(table: ClipTable,  # of any store
            ) -> int:  # rows that were verified
     "Compare every row with the digest that was written with it."
@@ -242,7 +249,7 @@ def verify(table: ClipTable,  # of any store
             raise CorpusError(table.folder/record['data']['file'], what, 'not what was written; build the store again')
     return len(table)
 
-# %% ../../nbs/20_corpora/04_store.ipynb #b530ea10
+# %% ../../nbs/20_corpora/04_store.ipynb #f89f86c4
 @patch(as_prop=True)
 def dataset(self: ClipTable):  # datasets.Dataset of the whole store, memory-mapped
     "The Hugging Face dataset behind the table."
