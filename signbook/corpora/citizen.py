@@ -10,6 +10,7 @@ __all__ = ['SIDES', 'OFFICIAL', 'ASL_CITIZEN', 'COLUMNS', 'FRAMES', 'FPS', 'ASL_
 # %% ../../nbs/20_corpora/18_citizen.ipynb #65a44f21
 import csv
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -108,7 +109,7 @@ def shard_path(folder: Path,
     cell = cell.replace('\\', '/')
     name = cell.rpartition('/')[2]
     inside = not cell.startswith('/') and '..' not in cell.split('/') and '\0' not in cell
-    if inside and (folder/cell).is_file(): return cell
+    if inside and os.path.isfile(folder/cell): return cell   # also no error for a name that no disk could hold
     found = [path for path in folder.rglob('*.npy') if path.name == name]
     return found[0].relative_to(folder).as_posix() if len(found) == 1 else cell if inside else name
 

@@ -87,7 +87,7 @@ def read_holistic_npy(folder: Path,
                       ) -> Clip:  # holistic75, in pictures' widths and heights
     "One take."
     path = folder/item.path
-    values = np.stack([read_frame(file) for file in frame_files(path)]) if path.is_dir() else open_npy(path)
+    values = np.stack([read_frame(file) for file in frame_files(path)]) if os.path.isdir(path) else open_npy(path)
     if values.ndim != 2 or values.shape[1] != NUMBERS or not len(values):
         raise CorpusError(path, 'shape', f'{values.shape}; (frames, {NUMBERS}) was expected')
     wrong = np.flatnonzero(~(np.abs(values) < 1e6).all(1))

@@ -52,6 +52,7 @@ def read_frame(path: Path,  # a frame's pickle
 def numbered(folder: Path,  # of a clip or a video
              ) -> dict[int, Path]:  # number of the frame → its file, in ascending order
     "The frames of a folder."
+    if not os.path.isdir(folder): raise CorpusError(folder, 'folder', 'is not there; get the clip, or leave it out')
     found = {}
     for path in folder.glob('[!.]*.pkl'):
         number = re.search(r'([0-9]{1,9})(_3D)?\.pkl$', path.name)
@@ -229,7 +230,7 @@ def lexicon_items(folder: Path,  # of the frames: {video_file}/, or poses/{video
     for row in rows:
         path = below + row['video_file']
         checked_items([Item('path', path=path)], folder)   # before anything outside is looked at
-        if path not in frames: frames[path] = np.array([*numbered(folder/path)] if any((folder/path).glob('[!.]*.pkl')) else [], int)
+        if path not in frames: frames[path] = np.array([*numbered(folder/path)] if os.path.isdir(folder/path) else [], int)
         there = (frames[path] >= row['start']) & (frames[path] <= row['end'])
         share = there.sum()/(row['end'] - row['start'])
         if share < .5: rejected[row['name']] = round(float(share), 3)
@@ -287,7 +288,7 @@ def write_smplx(clips: Iterable[Clip],  # each with the stream 'smplx' and a spl
         if 'smplx' not in clip.streams: raise UserError(f'clip {clip.id}: no stream smplx; this format holds joint rotations')
         if not re.fullmatch(r'[\w-]+', name) or not clip.id or '/' in clip.id or clip.id.startswith('.'):
             raise UserError(f'clip {clip.id!r}: needs a split and an id that is a file name; rename it')
-        if len(clip) < SHORTEST or seconds >= LONGEST: raise UserError(f'clip {clip.id}: {len(clip)} frames, {seconds:.1f} s; readers leave it out')
+        if len(clip) < SHORTEST or seconds >= LONGEST: raise UserError(f'clip {clip.id}: {len(clip)} frames, {seconds:.1f} s; it would be left out')
         part, final = folder/name/'poses'/f'.{clip.id}.part', folder/name/'poses'/clip.id
         if final.exists(): raise UserError(f'{final}: is already there; name an empty folder')
         shutil.rmtree(part, ignore_errors=True)
