@@ -382,7 +382,7 @@ def fuzzed(tmp_path, count, seed, depth):
 def test_no_mutation_of_a_store_does_harm(tmp_path, depth, packing, share, pytestconfig):
     store.write([toy(n) for n in range(12)], tmp_path/'s', packing=None if packing == 'version 1' else packing)
     if packing == 'version 1': as_version_1(tmp_path/'s')
-    count = 5000 if pytestconfig.getoption('--slow') else 700
+    count = 5000 if pytestconfig.getoption('--slow') else 300
     assert fuzzed(tmp_path, count, 0, depth) > share*count   # the others hit a stream, which a view does not look at
 
 
