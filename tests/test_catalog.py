@@ -276,3 +276,36 @@ def test_the_others_say_what_must_be_asked_for(name, tmp_path):
     with pytest.raises(UserError) as error:
         downloads.get(name, tmp_path, lambda told: True)
     assert str(error.value).endswith(entry(name).how_to_get)
+
+
+# Exports
+
+
+@pytest.mark.parametrize("name", "csl_daily how2sign phoenix_skels smplx isign wlasl asl_citizen_200 holistic_npy".split())
+def test_an_export_is_a_whole_corpus_of_its_kind(name, tmp_path):
+    "Nothing missing, damaged or surplus for the check of that corpus; only counts and labels are other ones."
+    from signbook.corpora import exports
+
+    corpus = {"smplx": "how2sign_smplx"}.get(name, name)
+    result = exports.export("pocket", name, tmp_path / corpus, number=4, split="train")
+    found = checks.check(corpus, tmp_path)
+    public = {file.path for file in public_files(corpus)}  # labels of the real edition, which these are not
+    assert not [fault for fault in found.faults if fault.kind != "counts" and fault.path not in public]
+    assert sum(found.clips.values()) == result.clips > 0
+    assert catalog.locate(corpus, tmp_path / corpus) == tmp_path / corpus
+    table = catalog.build(corpus, "laptop", tmp_path / "store", tmp_path)
+    assert len(table) == result.clips and [clip.id for clip in table] == [item.id for item in catalog.items(corpus, tmp_path)]
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    from signbook.corpora import exports
+
+    def broken(clips, folder):
+        (folder / "half").write_text("half")
+        next(iter(clips))
+        raise UserError("the disk is on fire")
+
+    monkeypatch.setattr(exports, "named", lambda place: broken)
+    with pytest.raises(UserError, match="on fire"):
+        exports.export("pocket", "isign", tmp_path / "out", number=1)
+    assert not list(tmp_path.iterdir())

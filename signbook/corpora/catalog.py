@@ -72,8 +72,8 @@ def first_clips(name: str,  # pocket or pocket_sentences
         clips = pocket.clips(5*(size//200 + 1), seed, split, layout)
     else:
         from signbook.corpora import sentences
-        enough = max(8, size*(6 if language else 1)*(1 if split == 'train' else 8))   # of every three sentences one is in each language
-        clips = sentences.clips(enough, seed, split, layout)
+        enough = 6*size + 60 if language else max(8, size)   # one of three sentences is in each language
+        clips = sentences.clips(enough*(1 if split == 'train' else 8), seed, split, layout)
     return islice((clip for clip in clips if language in ('', clip.language)), size)
 
 def made(name: str,  # pocket, pocket_sentences or pocket_dictionary

@@ -8,7 +8,6 @@ __all__ = ['FORMATS', 'Format', 'named', 'renamed', 'fresh_folder', 'Export', 'e
 # %% ../../nbs/20_corpora/23_exports.ipynb #122c204f
 import importlib
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,17 +29,15 @@ class Format:
     reader: str  # module:name
     precision: str  # module:name of the sentence about what is lost
     language: str = ''  # written language of the sentences; '' = all three
-    id: str = ''  # how clips are called there, from split, number and signer; '' = as they are
+    id: str = ''  # how clips are called there, from split and number; '' = the writer knows
 
 FORMATS = {
-    'csl_daily': Format('pocket_sentences', 'coco133', 'wholebody:write_csl_daily', 'wholebody:CSL_DAILY', 'wholebody:PRECISION', 'zh',
-                        'S{number:06d}_P{signer:04d}_T00'),
-    'how2sign': Format('pocket_sentences', 'coco133', 'wholebody:write_how2sign', 'wholebody:HOW2SIGN', 'wholebody:PRECISION', 'en',
-                       '{split}{number:05d}_0-1-rgb_front'),
+    'csl_daily': Format('pocket_sentences', 'coco133', 'wholebody:write_csl_daily', 'wholebody:CSL_DAILY', 'wholebody:PRECISION', 'zh'),
+    'how2sign': Format('pocket_sentences', 'coco133', 'wholebody:write_how2sign', 'wholebody:HOW2SIGN', 'wholebody:PRECISION', 'en'),
     'phoenix_skels': Format('pocket_sentences', 'skels50', 'skels:write_phoenix_skels', 'skels:PHOENIX_SKELS', 'skels:PRECISION', 'de',
                             '{split}_{number:05d}-1'),
     'smplx': Format('pocket_sentences', 'smplx55', 'smplx:write_smplx', 'smplx:HOW2SIGN_SMPLX', 'smplx:PRECISION', 'en',
-                    '{split}{number:05d}_0-1-rgb_front'),
+                    '{split}-{number:05d}-rgb_front'),
     'isign': Format('pocket_sentences', 'holistic75', 'isign:write_isign', 'isign:ISIGN', 'isign:PRECISION', id='{split}_{number:05d}-1'),
     'wlasl': Format('pocket', 'coco133', 'wholebody:write_wlasl', 'wholebody:WLASL', 'wholebody:PRECISION'),
     'asl_citizen_200': Format('pocket', 'holistic75', 'citizen:write_asl_citizen_200', 'citizen:ASL_CITIZEN_200', 'citizen:PRECISION'),
@@ -58,8 +55,7 @@ def renamed(clip: Clip,
             number: int,  # of the clip in the export
             ) -> Clip:
     "The clip under a name in the fashion of another corpus."
-    signer = int(re.sub(r'\D', '', clip.signer) or 0)
-    return replace(clip, id=pattern.format(split=clip.split, number=number, signer=signer)) if pattern else clip
+    return replace(clip, id=pattern.format(split=clip.split, number=number)) if pattern else clip
 
 # %% ../../nbs/20_corpora/23_exports.ipynb #8cc54673
 @contextmanager
