@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'STEPS', 'PUSH', 'CONSTANTS', 'IGNORED', 'FOLLOWED', 'LARGEST', 'RATIO', 'number_type', 'array_of', 'Name',
-           'Blank', 'Machine', 'append', 'set_items', 'take', 'encoded', 'as_bytes', 'is_text', 'call', 'finish',
+           'Blank', 'Machine', 'take', 'append', 'set_items', 'encoded', 'as_bytes', 'is_text', 'call', 'finish',
            'build', 'Forbidden', 'name_of', 'name_on_stack', 'fill_dict', 'follow', 'unpickled', 'content_of',
            'checked_kind', 'read_pickle', 'unpacked', 'read_gzip_pickle']
 
@@ -54,6 +54,7 @@ _NUMPY = {f'{package}.{module} {name}': name for package in ('numpy.core', 'nump
 NAMES = _NUMPY | {'numpy ndarray': 'ndarray', 'numpy dtype': 'dtype', '_codecs encode': 'encode',
                   'builtins bytes': 'bytes', '__builtin__ bytes': 'bytes'}   # 'module name': what it means here
 
+# %% ../../nbs/20_corpora/02_pickles.ipynb #3c5b2168
 class Name(str):
     "A name that a pickle mentions and that stands for nothing but itself."
 
@@ -62,7 +63,7 @@ class Blank:
     def __init__(self, kind: str, value: np.dtype | None = None):
         self.kind, self.value, self.places = kind, value, []   # places = where the memo keeps it
 
-# %% ../../nbs/20_corpora/02_pickles.ipynb #3c5b2168
+# %% ../../nbs/20_corpora/02_pickles.ipynb #de705590
 STEPS = 1 << 24  # instructions of one pickle
 
 class Machine:
@@ -90,12 +91,20 @@ class Machine:
         if value is None or type(value) is Blank: raise ValueError(f'memo index {place} is used before it has a value')
         self.stack.append(value)
 
-# %% ../../nbs/20_corpora/02_pickles.ipynb #de705590
+# %% ../../nbs/20_corpora/02_pickles.ipynb #3183972c
+def take(machine: Machine, count: int) -> list:  # the uppermost values, taken off the stack
+    "Some values from the top."
+    if len(machine.stack) < count: raise ValueError('more values are used than there are')
+    values = machine.stack[-count:]
+    del machine.stack[-count:]
+    return values
+
 def append(machine: Machine, values: list):  # to the list on top of the stack
     "Lengthen a list."
     if type(machine.stack[-1]) is not list: raise ValueError('values are appended to something that is no list')
     machine.stack[-1].extend(values)
 
+# %% ../../nbs/20_corpora/02_pickles.ipynb #db3aa011
 def set_items(machine: Machine, values: list):  # key, value, key, value, … for the dictionary on top of the stack
     "Fill a dictionary."
     if type(machine.stack[-1]) is not dict or len(values) % 2: raise ValueError('items are set in something that is no dictionary')
@@ -104,14 +113,7 @@ def set_items(machine: Machine, values: list):  # key, value, key, value, … fo
             raise ValueError(f'a {type(key).__name__} as the key of a dictionary; only texts and small numbers are read')
     machine.stack[-1].update(zip(values[0::2], values[1::2]))
 
-def take(machine: Machine, count: int) -> list:  # the uppermost values, taken off the stack
-    "Some values from the top."
-    if len(machine.stack) < count: raise ValueError('more values are used than there are')
-    values = machine.stack[-count:]
-    del machine.stack[-count:]
-    return values
-
-# %% ../../nbs/20_corpora/02_pickles.ipynb #3183972c
+# %% ../../nbs/20_corpora/02_pickles.ipynb #c6898190
 def encoded(machine: Machine, text: Any) -> bytes:  # of a text with one character a byte, as older protocols keep arrays
     "Bytes that a pickle keeps as text."
     if type(text) is not str or machine.room < len(text): raise ValueError('a text stands for more bytes than the file has')
@@ -126,7 +128,7 @@ def is_text(value: Any, text: str) -> bool:  # nothing else is compared: compari
     "Whether a value is that text."
     return type(value) is str and value == text
 
-# %% ../../nbs/20_corpora/02_pickles.ipynb #b1b910f8
+# %% ../../nbs/20_corpora/02_pickles.ipynb #5c712a0a
 def call(machine: Machine):
     "Replace a name and its arguments on the stack by what they mean."
     name, given = take(machine, 2)
@@ -141,7 +143,7 @@ def call(machine: Machine):
     machine.blanks += type(made) is Blank
     machine.stack.append(made)
 
-# %% ../../nbs/20_corpora/02_pickles.ipynb #834ecf72
+# %% ../../nbs/20_corpora/02_pickles.ipynb #73c0ce2a
 def finish(blank: Blank, state: tuple, machine: Machine) -> np.dtype | np.ndarray:  # what the blank stood for
     "A type or an array from its state."
     if blank.kind == 'dtype':
@@ -150,6 +152,7 @@ def finish(blank: Blank, state: tuple, machine: Machine) -> np.dtype | np.ndarra
     *_, shape, dtype, columns_first, data = state
     return array_of(dtype, shape, as_bytes(machine, data), columns_first is True)
 
+# %% ../../nbs/20_corpora/02_pickles.ipynb #c3e07c50
 def build(machine: Machine):
     "Replace a blank and its state on the stack by the finished value."
     blank, state = take(machine, 2)
@@ -158,7 +161,7 @@ def build(machine: Machine):
     machine.blanks -= 1
     for place in blank.places: machine.memo[place] = machine.stack[-1]
 
-# %% ../../nbs/20_corpora/02_pickles.ipynb #5c712a0a
+# %% ../../nbs/20_corpora/02_pickles.ipynb #550e0c60
 class Forbidden(Exception):
     "A pickle names something that is no array."
 
@@ -173,12 +176,13 @@ def name_on_stack(machine: Machine):
     if not all(type(word) is str for word in words): raise ValueError('a name that is no text')
     name_of(machine, ' '.join(words))
 
+# %% ../../nbs/20_corpora/02_pickles.ipynb #e5818e78
 PUSH = frozenset('''INT LONG FLOAT STRING UNICODE BININT BININT1 BININT2 LONG1 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE
     BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8'''.split())  # their argument is the value
 CONSTANTS = dict(NONE=None, NEWTRUE=True, NEWFALSE=False, EMPTY_TUPLE=())
 IGNORED = frozenset(('PROTO', 'FRAME', 'STOP'))
 
-# %% ../../nbs/20_corpora/02_pickles.ipynb #366a2e2c
+# %% ../../nbs/20_corpora/02_pickles.ipynb #4aba6b04
 def fill_dict(machine: Machine, values: list):  # key, value, …
     "Push a dictionary."
     machine.stack.append({}); set_items(machine, values)
@@ -196,7 +200,7 @@ FOLLOWED: dict[str, Callable[[Machine, Any], None]] = dict(
     GLOBAL=name_of, STACK_GLOBAL=lambda m, _: name_on_stack(m),
     REDUCE=lambda m, _: call(m), BUILD=lambda m, _: build(m))
 
-# %% ../../nbs/20_corpora/02_pickles.ipynb #c3e07c50
+# %% ../../nbs/20_corpora/02_pickles.ipynb #4e5028a9
 def follow(machine: Machine, data: bytes) -> Any:  # the value of the pickle
     "The value that the instructions build."
     for count, (step, argument, place) in enumerate(pickletools.genops(data)):
@@ -211,6 +215,7 @@ def follow(machine: Machine, data: bytes) -> Any:  # the value of the pickle
     if place + 1 != len(data): raise ValueError(f'{len(data) - place - 1} bytes behind its end')
     return value
 
+# %% ../../nbs/20_corpora/02_pickles.ipynb #e5741f3c
 def unpickled(data: bytes,  # a whole pickle
               where: Path,  # the file it came from, for errors
               ) -> Any:  # dict, list, tuple, text, number, bytes or read-only array
@@ -223,20 +228,21 @@ def unpickled(data: bytes,  # a whole pickle
         told = str(error) if str(error).isprintable() else type(error).__name__
         raise CorpusError(where, 'pickle', f'not a whole pickle of plain data ({told[:120]}); get the file again') from None
 
-# %% ../../nbs/20_corpora/02_pickles.ipynb #d054621d
+# %% ../../nbs/20_corpora/02_pickles.ipynb #be9a7159
 LARGEST = 1 << 30  # bytes of a pickle, packed or unpacked; a pose file of 256 frames has about half a million
 
 def content_of(path: Path,  # any file
                ) -> bytes:
     "The bytes of a file of reasonable size."
     try:
-        if not path.is_file(): raise CorpusError(path, 'file', 'is not there; get it, or check the path')
+        if not path.is_file(): raise CorpusError(path, 'file', 'there is no such file; get it, or check the path')
         if path.stat().st_size > LARGEST: raise CorpusError(path, 'size', f'{path.stat().st_size:,} bytes; at most {LARGEST:,} are read')
         data = path.read_bytes()
     except OSError as error: raise CorpusError(path, 'file', f'cannot be read ({error.strerror}); check the path and its rights') from None
     if data.startswith(b'version https://git-lfs'): raise CorpusError(path, 'file', 'only a pointer of Git LFS; fetch the file itself')
     return data
 
+# %% ../../nbs/20_corpora/02_pickles.ipynb #6fa385ed
 def checked_kind(value: Any, kind: type | None, where: Path) -> Any:  # the same value
     "The value, if its type is the expected one."
     if kind is not None and not isinstance(value, kind):
@@ -249,7 +255,7 @@ def read_pickle(path: Path,  # a pickle that is not compressed
     "What a foreign pickle holds; nothing in it is run."
     return checked_kind(unpickled(content_of(path), path), kind, path)
 
-# %% ../../nbs/20_corpora/02_pickles.ipynb #92ea4fb6
+# %% ../../nbs/20_corpora/02_pickles.ipynb #e7842dfe
 RATIO = 200  # unpacked bytes a packed byte
 
 def unpacked(data: bytes,  # of a gzip file
@@ -266,6 +272,7 @@ def unpacked(data: bytes,  # of a gzip file
         raise CorpusError(where, 'gzip', 'not a whole gzip file; get it again') from None
     return b''.join(parts)
 
+# %% ../../nbs/20_corpora/02_pickles.ipynb #317340fe
 def read_gzip_pickle(path: Path,  # a gzip-compressed pickle, such as labels.train
                      kind: type | None = None,  # which type the outermost value must have
                      ) -> Any:  # dict, list, tuple, text, number, bytes or read-only array

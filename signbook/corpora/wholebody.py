@@ -137,17 +137,19 @@ def csl_daily_name(name: str) -> dict[str, str]:
     found = re.fullmatch(r'S\d+_(P\d+)_T\d+', name)
     return dict(signer=found[1]) if found else {}
 
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #6efe852a
 def how2sign_name(name: str) -> dict[str, str]:
     "The recording."
     found = re.fullmatch(r'(.+)_\d+-\d+-rgb_front', name)
     return dict(source=found[1]) if found else {}
 
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #2c09253e
 def openasl_name(name: str) -> dict[str, str]:
     "The recording."
     found = re.match(r'(.+?)[-_:]\d\d:\d\d:\d\d', name)
     return dict(source=found[1]) if found else {}
 
-# %% ../../nbs/20_corpora/14_wholebody.ipynb #f79bcf7e
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #6fc576e8
 SPLITS = ('train', 'dev', 'test', 'test_signers', 'test_sentences')  # the last two only in exports of the embedded corpus
 HOMES = ('poses', 'pose_format')
 
@@ -160,13 +162,14 @@ def home_of(folder: Path,  # of the corpus
     inner = next((f'{name}/' for name in names if name and (folder/home/name).is_dir()), '')
     return f'{home}/{inner}'
 
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #2aecb6fc
 def label_file(folder: Path,  # of the corpus
                split: str,
                ) -> Path | None:  # None = the corpus has no such split
     "Where the labels of a split lie."
     return next((path for path in (folder/f'labels.{split}', folder/f'labels-2000.{split}') if path.exists()), None)
 
-# %% ../../nbs/20_corpora/14_wholebody.ipynb #bbeb67a3
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #898f2ec5
 def labelled_items(folder: Path,  # of the corpus
                    language: str,  # written language of the texts
                    said: Callable[[str], dict[str, str]] = lambda name: {},  # what a name says: signer, source
@@ -184,7 +187,7 @@ def labelled_items(folder: Path,  # of the corpus
                               path=f'{home}{video}.pkl', **said(name)))
     return checked_items(items, path)
 
-# %% ../../nbs/20_corpora/14_wholebody.ipynb #272e7305
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #943184ee
 NEWS = 'CSL_News_Labels.json'
 
 def news_items(folder: Path,  # of the corpus
@@ -200,7 +203,7 @@ def news_items(folder: Path,  # of the corpus
         items.append(Item(video.removesuffix('.mp4'), 'train' if number < len(rows)*99//100 else 'dev', text, language='zh', path=f'{home}{pose}'))
     return checked_items(items, path)
 
-# %% ../../nbs/20_corpora/14_wholebody.ipynb #898f2ec5
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #870d1e5c
 def read_clip(folder: Path,  # of the corpus
               item: Item,  # of its listing
               fps: float,  # nominal, of the corpus
@@ -211,6 +214,7 @@ def read_clip(folder: Path,  # of the corpus
     if item.source: clip.source = f'{item.source};{clip.source.partition(";")[2]}'
     return clip
 
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #175f743a
 MOTION = tuple(f'{home}/**/*.pkl' for home in HOMES)
 CSL_DAILY = Reader(partial(labelled_items, language='zh', said=csl_daily_name), partial(read_clip, fps=30.), MOTION)
 CSL_NEWS = Reader(news_items, partial(read_clip, fps=25.), MOTION)
@@ -218,7 +222,7 @@ HOW2SIGN = Reader(partial(labelled_items, language='en', said=how2sign_name), pa
 OPENASL = Reader(partial(labelled_items, language='en', said=openasl_name), partial(read_clip, fps=30.), MOTION)
 WLASL = Reader(partial(labelled_items, language='en', words=True), partial(read_clip, fps=25.), MOTION)
 
-# %% ../../nbs/20_corpora/14_wholebody.ipynb #4f2b8f26
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #37f15031
 PRECISION = ('x, y and confidence exact in float32; depth, frame rate, segments and other streams are not kept; '
              'signers are kept in csl_daily (as P-numbers), glosses in csl_daily and wlasl')
 
@@ -231,6 +235,7 @@ def pose_file(clip: Clip,  # layout coco133; x and y are written as they are
     content = dict(keypoints=[frame[None] for frame in points], scores=[frame[None] for frame in scores])
     return pickle.dumps(content | (dict(start=0, end=len(clip)) if ends else {}), protocol=4)
 
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #e9b5b334
 def write_labelled(clips: Iterable[Clip],
                    folder: Path,  # of the corpus
                    entry_of: Callable[[Clip], dict],  # name (without ending), gloss, text
@@ -249,11 +254,12 @@ def write_labelled(clips: Iterable[Clip],
     for split, entries in labels.items(): write_atomic(folder/f'labels.{split}', gzip.compress(pickle.dumps(entries, protocol=4), mtime=0))
     return folder
 
-# %% ../../nbs/20_corpora/14_wholebody.ipynb #2eb030b2
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #c6071a82
 def plain_name(name: str) -> str:
     "A name that any file system takes."
     return re.sub(r'[^\w.-]', '-', name).lstrip('.') or 'clip'
 
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #26da909b
 class SentenceNames:
     "Names for CSL-Daily: sentence, signer, take."
     def __init__(self): self.texts, self.signers, self.takes = {}, {}, {}
@@ -267,7 +273,7 @@ class SentenceNames:
         take = self.takes[text, clip.signer] = self.takes.get((text, clip.signer), -1) + 1
         return f'S{text:06d}_P{self.signers[clip.signer]:04d}_T{take:02d}'
 
-# %% ../../nbs/20_corpora/14_wholebody.ipynb #175f743a
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #da398d58
 def write_csl_daily(clips: Iterable[Clip],  # layout coco133
                     folder: Path,
                     ) -> Path:  # the folder
@@ -275,6 +281,7 @@ def write_csl_daily(clips: Iterable[Clip],  # layout coco133
     named = SentenceNames()
     return write_labelled(clips, folder, lambda clip: dict(name=named(clip), gloss=clip.gloss.split(), text=clip.text))
 
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #6d584a7e
 def write_how2sign(clips: Iterable[Clip],  # layout coco133
                    folder: Path,
                    ) -> Path:  # the folder
@@ -282,6 +289,7 @@ def write_how2sign(clips: Iterable[Clip],  # layout coco133
     def name(clip): return clip.id if how2sign_name(clip.id) else f'{plain_name(clip.id)}_0-1-rgb_front'
     return write_labelled(clips, folder, lambda clip: dict(name=name(clip), gloss='', text=clip.text), '.mp4')
 
+# %% ../../nbs/20_corpora/14_wholebody.ipynb #8b331609
 def write_wlasl(clips: Iterable[Clip],  # layout coco133, isolated signs
                 folder: Path,
                 ) -> Path:  # the folder
