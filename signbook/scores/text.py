@@ -126,6 +126,7 @@ def checked_texts(hypotheses: Sequence[str], references: Sequence[str],  # N sen
 def text_scores(hypotheses: Sequence[str], references: Sequence[str],  # N sentences, as the system and the corpus wrote them
                 language: str,  # 'zh', 'de', 'en' or another code
                 convention: str = 'signbook',  # or 'upstream': the published handling
+                edits: bool = True,  # with the translation edit rate, which takes longer than all others together
                 ) -> dict[str, Metric]:  # name → metric
     "The metrics of one system."
     hypotheses, references = checked_texts(hypotheses, references)
@@ -142,6 +143,6 @@ def text_scores(hypotheses: Sequence[str], references: Sequence[str],  # N sente
               for name, words in (('chrF2', 0), ('chrF2++', 2))]
     found += [mean_metric('ROUGE-L', f'{how}|longest common subsequence, F1', rouge_l(ours, theirs)),
               mean_metric('ROUGE-L (SLT)', f'{how}|rouge 1.0.1', rouge_l_slt(*as_printed)),
-              Metric('TER', f'{how}|shifts', ter_counts(*spaced), OfSums(ratio_of), 'lower'),
               Metric('length ratio', f'{how}|tokens', counts[:, [8, 9]], OfSums(lambda sums: ratio_of(sums)/100), 'neither')]
+    if edits: found.append(Metric('TER', f'{how}|shifts', ter_counts(*spaced), OfSums(ratio_of), 'lower'))
     return {metric.name: metric for metric in found}
