@@ -159,7 +159,7 @@ def home_of(folder: Path,  # of the corpus
     "Where the poses of a corpus lie."
     home = next((home for home in HOMES if (folder/home).is_dir()), HOMES[0])
     names = (split, 'val') if split == 'dev' else (split,)
-    inner = next((f'{name}/' for name in names if name and (folder/home/name).is_dir()), '')
+    inner = next((f'{name}/' for name in names if name and folder.joinpath(home, name).is_dir()), '')
     return f'{home}/{inner}'
 
 # %% ../../nbs/20_corpora/14_wholebody.ipynb #2aecb6fc
