@@ -391,14 +391,15 @@ class Command:
         return os.system, (self.command,)
 
 
-def bombs(folder):
-    "The pickles of a corpus: label dictionaries, poses, frames."
+def pickles(folder):
+    "The first pickle of each kind in a corpus, and how it is packed: a label dictionary, a pose file or frame."
+    kinds = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            yield path, gzip.compress
+        if path.read_bytes()[:2] == b"\x1f\x8b":
+            kinds.setdefault("labels", (path, gzip.compress))
         elif path.suffix == ".pkl":
-            yield path, bytes
+            kinds.setdefault("motion", (path, bytes))
+    return kinds.values()
 
 
 def signbook(*words):
@@ -410,9 +411,8 @@ def signbook(*words):
 def test_a_pickle_that_would_run_a_command_is_refused_by_name_and_does_not_run(name, tmp_path):
     folder, ran = tmp_path / name, tmp_path / "it ran"
     reader = CORPORA[name](folder)
-    tried = list(bombs(folder))
-    assert tried
-    for path, packed in {(path.parent.name, path.suffix): (path, packed) for path, packed in tried}.values():
+    assert pickles(folder)
+    for path, packed in pickles(folder):
         whole = path.read_bytes()
         path.write_bytes(packed(pickle.dumps({"keypoints": [Command(f"touch '{ran}'")], "scores": []})))
         with pytest.raises(CorpusError, match="system") as error:
