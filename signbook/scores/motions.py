@@ -39,8 +39,10 @@ def as_array(values: Any,  # numpy, torch or nested lists
              ) -> np.ndarray:  # float64
     "Numbers as an array in double precision."
     if isinstance(values, torch.Tensor): values = values.detach().cpu().double().numpy()
-    try: return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError): raise UserError(f'{where}: not an array of numbers; give (frames, points, coordinates) for each clip') from None
+    try: made = np.asarray(values)
+    except ValueError: made = np.array(None)      # lists of different lengths
+    if made.dtype.kind not in 'biuf': raise UserError(f'{where}: not an array of real numbers; give (frames, points, coordinates) for each clip')
+    return made.astype(np.float64)
 
 # %% ../../nbs/30_scores/22_motions.ipynb #593cd622
 def motion(values: Any,  # a `Clip`, a `Motion`, or (T, V, C) numbers, C = 2 or 3
