@@ -29,8 +29,10 @@ from ..layers.recurrent import AttentionPooling
 from ..poses.clips import Clip, hands_visible, mirror
 from ..poses.features import columns, features
 from ..poses.skeletons import hand_bones, holistic75
-from ..scores.audit import Audit, audit, letter, shared_letters
+from ..scores.audit import audit_corpus
 from ..scores.controls import binned, extra_trees, nearest_neighbour
+from ..scores.findings import Audit
+from ..scores.spellings import letter, shared_letters
 from ..scores.uncertainty import bootstrap, holm, over_seeds, paired_randomisation, verdict
 
 # %% ../../nbs/50_recognition/03_alphabets.ipynb #d4e7d1a4
@@ -89,7 +91,7 @@ def with_depth(clip: Clip, factor: float) -> Clip:  # the same x and y
 def prepare(listed: Sequence[Clip],  # as `read_alphabets` gives them
             ) -> tuple[list[Clip], Audit]:  # clips for the experiment, and what the audit found
     "The audited, right-handed clips with depth in the unit of x and y."
-    found = audit(listed, 'fingerspelling', by='language')
+    found = audit_corpus(clips=listed, corpus='fingerspelling', by='language')
     clips = right_handed(usable(listed))
     factor = depth_factor(clips)
     return [with_depth(clip, factor) for clip in clips], found

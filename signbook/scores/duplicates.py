@@ -8,6 +8,7 @@ __all__ = ['MOMENTS', 'fingerprint', 'way_of_hands', 'described', 'repeated', 'e
 # %% ../../nbs/30_scores/09_duplicates.ipynb #6ed6f321
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,32 +36,35 @@ def fingerprint(
 MOMENTS = 64
 
 def way_of_hands(
-    clip: Clip,  # of a layout with hands
-) -> np.ndarray:  # (64, 8) float32, shoulder widths
+    placed: Clip,  # in shoulder widths, from `normalise`; of a layout with hands
+) -> np.ndarray:   # (64, 8) float32, shoulder widths
     "Place and direction of both hands over time."
-    placed, times = normalise(clip), np.linspace(0, len(clip) - 1, MOMENTS)
+    times = np.linspace(0, len(placed) - 1, MOMENTS)
     columns = []
     for part in ('left_hand', 'right_hand'):
-        index = clip.table.indices(part)
-        seen = (clip.confidence[:, index] > 0)[..., None]
+        index = placed.table.indices(part)
+        seen = (placed.confidence[:, index] > 0)[..., None]
         middle = np.where(seen, placed.points[:, index, :2], 0).sum(1)/np.maximum(seen.sum(1), 1)
         frames = np.flatnonzero(seen.any((1, 2)))
-        held = frames[np.maximum(np.searchsorted(frames, np.arange(len(clip)), side='right') - 1, 0)] if len(frames) else np.zeros(len(clip), int)
+        held = frames[np.maximum(np.searchsorted(frames, np.arange(len(placed)), side='right') - 1, 0)] if len(frames) else np.zeros(len(placed), int)
         values = np.concatenate([middle, middle - np.where(seen[:, 0], placed.points[:, index[0], :2], middle)], 1)[held]
-        columns += [np.interp(times, np.arange(len(clip)), column) for column in values.T]
+        columns += [np.interp(times, np.arange(len(placed)), column) for column in values.T]
     return np.stack(columns, 1).astype(np.float32)
 
 # %% ../../nbs/30_scores/09_duplicates.ipynb #bcea45fc
 def described(
     clips: Iterable[Clip],
-    bins: int = 16,  # stretches of time
+    bins: int = 16,      # stretches of time
+    language: str = '',  # of texts whose clip names none
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:  # a row a clip; (N, bins * V * 2) float32; (N, 64, 8) float32
     "The table that the checks read, the time-binned, body-normalised x and y of every clip, and the way of its hands."
     rows, vectors, ways = [], [], []
     for clip in clips:
-        rows.append(listing_row(clip) | {'source': clip.source.split('; ')[0], 'hash': fingerprint(clip)})
-        vectors.append(binned([normalise(clip).points[..., :2].reshape(len(clip), -1)], bins)[0])
-        ways.append(way_of_hands(clip))
+        rows.append(listing_row(clip, language) | {'source': clip.source.split('; ')[0], 'hash': fingerprint(clip)})
+        try: placed, rows[-1]['placed'] = normalise(clip), True
+        except UserError: placed, rows[-1]['placed'] = replace(clip, points=np.zeros_like(clip.points)), False
+        vectors.append(binned([placed.points[..., :2].reshape(len(clip), -1)], bins)[0])
+        ways.append(way_of_hands(placed))
     if not rows: raise UserError('clips: there are none; give the corpus that is to be audited')
     if len({len(vector) for vector in vectors}) > 1: raise UserError('clips: they have different layouts; audit one layout at a time')
     return pd.DataFrame(rows), np.stack(vectors), np.stack(ways)

@@ -19,7 +19,7 @@ from ..errors import UserError
 class Finding:
     "What one check found; `rows` name the clips."
     check: str
-    found: bool
+    found: bool | None  # None: nothing can be said
     sentence: str
     numbers: dict[str, Any] = field(default_factory=dict)
     rows: tuple[dict[str, Any], ...] = ()
@@ -54,7 +54,8 @@ class Audit:
         "Markdown: a line for every check, and under those that found something the first rows."
         lines = [f'### Audit of {self.corpus}', '']
         for finding in self.findings:
-            lines.append(f'- **{finding.check}** {"⚠ found" if finding.found else "clean"}: {finding.sentence}')
+            state = 'not known' if finding.found is None else '⚠ found' if finding.found else 'clean'
+            lines.append(f'- **{finding.check}** {state}: {finding.sentence}')
             for row in finding.rows[:rows] if finding.found else ():
                 lines.append('  - ' + ', '.join(f'{name}: {shown(value)}' for name, value in row.items()))
             if finding.found and len(finding.rows) > rows > 0: lines.append(f'  - … and {len(finding.rows) - rows} more')
