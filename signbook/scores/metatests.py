@@ -30,13 +30,14 @@ def mean_pose(clips: Sequence[Motion]) -> tuple[np.ndarray, np.ndarray]:  # (V, 
     count = sum(one.seen.sum(0) for one in clips)
     return sum(one.points.sum(0) for one in clips)/np.maximum(count, 1)[:, None], count > 0
 
+# %% ../../nbs/30_scores/26_metatests.ipynb #971290de
 def frozen(pose: tuple[np.ndarray, np.ndarray],  # from `mean_pose`
            like: Motion) -> Motion:
     "A pose that stands still as long as a clip."
     points, seen = pose
     return motion(np.broadcast_to(points, like.points.shape), np.broadcast_to(seen, like.seen.shape), like.fps)
 
-# %% ../../nbs/30_scores/26_metatests.ipynb #971290de
+# %% ../../nbs/30_scores/26_metatests.ipynb #5233fe73
 def warped(one: Motion,
            share: float = .4,  # by which the speed varies
            ) -> Motion:  # as long as before
@@ -48,13 +49,14 @@ def warped(one: Motion,
     after, part = np.minimum(before + 1, frames - 1), np.clip(place - before, 0, 1)[:, None, None]
     return motion((1 - part)*one.points[before] + part*one.points[after], one.seen[before] & one.seen[after], one.fps)
 
+# %% ../../nbs/30_scores/26_metatests.ipynb #8355c9d7
 def repeated(one: Motion,
              times: np.ndarray,  # (T,) how often each frame is shown
              ) -> Motion:
     "A motion in which frames are held."
     return Motion(np.repeat(one.points, times, 0), np.repeat(one.seen, times, 0), one.fps)
 
-# %% ../../nbs/30_scores/26_metatests.ipynb #5233fe73
+# %% ../../nbs/30_scores/26_metatests.ipynb #7818fa6a
 HELD = 50  # frames for which the last pose of the held copy stays
 
 def candidates(real: Sequence[Clip],  # references
@@ -71,7 +73,7 @@ def candidates(real: Sequence[Clip],  # references
             'held': [repeated(one, np.r_[np.ones(len(one) - 1, int), 1 + HELD]) for one in good],
             'different': [motion(clip) for clip in different]}
 
-# %% ../../nbs/30_scores/26_metatests.ipynb #8355c9d7
+# %% ../../nbs/30_scores/26_metatests.ipynb #1b67306a
 def embedded(form: str = 'seen',  # or 'space'
              count: int = 60,  # references
              ) -> tuple[dict[str, list[Motion]], list[str], list[bool]]:  # candidates, glosses, in which clips the hands do different things
@@ -85,7 +87,7 @@ def embedded(form: str = 'seen',  # or 'space'
     made = candidates(real, other, other[count//8:] + other[:count//8], mean_pose([motion(clip) for clip in train.values()]))
     return made, glosses, [kinds[gloss] in ('one', 'base') for gloss in glosses]
 
-# %% ../../nbs/30_scores/26_metatests.ipynb #7818fa6a
+# %% ../../nbs/30_scores/26_metatests.ipynb #ff6bee3e
 @dataclass(frozen=True)
 class Property:
     "A statement: one prediction is less wrong than a share of another."
@@ -96,11 +98,12 @@ class Property:
     weak: bool = False  # a tie is good enough
     handed: bool = False  # only for clips in which handedness matters
 
+# %% ../../nbs/30_scores/26_metatests.ipynb #57c976d7
 PROPERTIES = (Property('frozen pose loses', 'other', 'frozen'), Property('time warp is free', 'warped', 'other', share=.2),
               Property('mirror image loses', 'other', 'mirrored', handed=True), Property('slow copy gains nothing', 'other', 'slow', weak=True),
               Property('held copy gains nothing', 'other', 'held', weak=True), Property('another sign loses', 'other', 'different'))
 
-# %% ../../nbs/30_scores/26_metatests.ipynb #1b67306a
+# %% ../../nbs/30_scores/26_metatests.ipynb #ada28639
 def wrongness(values: np.ndarray,  # of a score
               better: str,  # 'lower', 'higher' (up to 1) or 'near 1'
               ) -> np.ndarray:  # 0 = perfect
@@ -108,7 +111,7 @@ def wrongness(values: np.ndarray,  # of a score
     if better == 'lower': return np.asarray(values)
     return 1 - np.asarray(values) if better == 'higher' else np.abs(np.log(np.maximum(values, 1e-9)))
 
-# %% ../../nbs/30_scores/26_metatests.ipynb #ff6bee3e
+# %% ../../nbs/30_scores/26_metatests.ipynb #393be867
 def contrast(better: Metric, worse: Metric, share: float, count: int = 200) -> Interval:  # below 0 = as it should be
     "How much more wrong the better prediction is than a share of the worse."
     def wrong(values): return wrongness(values, better.better)
@@ -120,12 +123,13 @@ def contrast(better: Metric, worse: Metric, share: float, count: int = 200) -> I
     return bootstrap(np.arange(len(first)), lambda places: wrong(statistic(first[places])) - share*wrong(statistic(second[places])),
                      count=count, name=better.name)
 
+# %% ../../nbs/30_scores/26_metatests.ipynb #8c3e986f
 def outcome(difference: Interval, weak: bool) -> str:
     "Whether a score passes."
     if difference.low > 0: return 'fails'
     return 'passes' if weak or difference.high < 0 else 'open'
 
-# %% ../../nbs/30_scores/26_metatests.ipynb #57c976d7
+# %% ../../nbs/30_scores/26_metatests.ipynb #3f0180fc
 def metatests(scores: Callable[[list[Motion], list[Motion]], dict[str, Metric]],  # predictions, references → metrics
               made: dict[str, list[Motion]],  # from `candidates`
               handed: Sequence[bool],  # in which clips handedness matters
@@ -141,7 +145,7 @@ def metatests(scores: Callable[[list[Motion], list[Motion]], dict[str, Metric]],
         return outcome(contrast(of(rule.better, metric, rule), of(rule.worse, metric, rule), rule.share, count), rule.weak)
     return pd.DataFrame([{'score': metric} | {rule.name: told(metric, rule) for rule in PROPERTIES} for metric in table['other']])
 
-# %% ../../nbs/30_scores/26_metatests.ipynb #ada28639
+# %% ../../nbs/30_scores/26_metatests.ipynb #37ae5cdc
 def embedded_scores(glosses: Sequence[str],  # of the references, from `embedded`
                     ) -> Callable[[list[Motion], list[Motion]], dict[str, Metric]]:  # for `metatests`
     "All pose scores for candidates in the layout holistic75."
