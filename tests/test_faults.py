@@ -56,6 +56,35 @@ def pose_folder(folder):
     return POSE_FOLDER
 
 
+def pose_versions(folder):
+    "The three versions of the .pose format, of few points."
+    import io
+
+    from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
+
+    from signbook.corpora.formats import POSE_FOLDER
+
+    rng, buffer, hand = np.random.default_rng(0), io.BytesIO(), [f"POINT_{n}" for n in range(21)]
+    parts = [PoseHeaderComponent("POSE_LANDMARKS", ["NOSE", "LEFT_SHOULDER", "RIGHT_SHOULDER"], [(1, 2)], [(255, 0, 0)], "XYZC")]
+    parts += [PoseHeaderComponent("LEFT_HAND_LANDMARKS", hand, [], [], "XYZC")]
+    PoseHeader(0.2, PoseHeaderDimensions(300, 200, 0), parts).write(buffer)
+    header, frames, points = buffer.getvalue()[4:], 3, 24
+    xyz, sure = rng.random((frames, 1, points, 3), np.float32), np.ones((frames, 1, points), np.float32)
+    counts = np.array([25, frames], "<u2").tobytes()
+    person = [np.uint16(1).tobytes() + np.int16(0).tobytes() + np.concatenate([x, c[..., None]], -1).tobytes() for x, c in zip(xyz[:, 0], sure[:, 0])]
+    bodies = {
+        0.0: counts + b"".join(person),
+        0.1: counts + np.uint16(1).tobytes() + xyz.tobytes() + sure.tobytes(),
+        0.2: np.float32(25).tobytes() + np.uint32(frames).tobytes() + np.uint16(1).tobytes() + xyz.tobytes() + sure.tobytes(),
+    }
+    folder.mkdir()
+    for version, body in bodies.items():
+        (folder / f"v{version}.pose").write_bytes(np.float32(version).tobytes() + header + body)
+    rows = ["path,spoken_language,signed_language,words", *(f"v{version}.pose,de,gsg,Regen" for version in bodies)]
+    (folder / "index.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return POSE_FOLDER
+
+
 def phoenix_skels(folder):
     from signbook.corpora.skels import PHOENIX_SKELS, write_phoenix_skels
 
@@ -166,6 +195,7 @@ def store(folder):
 
 CORPORA = {
     "pose_folder": pose_folder,
+    "pose_versions": pose_versions,
     "phoenix14t": phoenix14t,
     "phoenix_skels": phoenix_skels,
     "csl_daily": exported("csl_daily"),
@@ -343,7 +373,7 @@ def attacked(name, seed, cases, folder):
 @pytest.mark.parametrize("name", CORPORA)
 def test_mutated_files_are_read_or_refused_by_name(name, tmp_path, request):
     slow = request.config.getoption("--slow")
-    found = attacked(name, seed=1 if slow else 0, cases=3000 if slow else 1000, folder=tmp_path)
+    found = attacked(name, seed=1 if slow else 0, cases=10_000 if slow else 1000, folder=tmp_path)
     wrong = found["wrong"]
     assert not wrong, f"{len(wrong)} of {found['read'] + found['refused'] + len(wrong)} cases:\n" + "\n".join(wrong[:20])
     assert found["refused"] > 100, f"hardly anything was refused: {found}"
