@@ -39,9 +39,8 @@ def listing_row(row: Item | Clip,
                 ) -> dict[str, str]:  # id, split, text, gloss, signer, language, file, recording, words; '' = unknown
     "What a listing knows of one clip, with names that can be compared."
     source, code = row.source.split('; ')[0], row.language or language   # readers of clips add the format after the path
-    if isinstance(row, Item): file, recording = row.path or row.id, source
-    elif ENDINGS.search(source.casefold()): file = recording = source
-    else: file, recording = row.id, ''       # a source without ending names a generator, not a recording
+    if isinstance(row, Item): file, recording = row.path, source
+    else: file = recording = source if ENDINGS.search(source.casefold()) else ''    # a source without ending names a generator, not a file
     return {name: getattr(row, name) for name in ('id', 'split', 'text', 'gloss', 'signer')} | {
         'language': code, 'file': recording_name(file), 'recording': recording_name(recording),
         'words': ' '.join(words(row.text, code)) or row.text.strip()}

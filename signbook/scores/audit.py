@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'RED', 'of_items', 'holds_sentences', 'labelled', 'label_findings', 'side_findings', 'motion_findings',
-           'audit_corpus', 'audit', 'draw_texts', 'draw_signers', 'draw_distances', 'draw_quarters', 'figures']
+           'audit_corpus', 'draw_texts', 'draw_signers', 'draw_distances', 'draw_quarters', 'figures']
 
 # %% ../../nbs/30_scores/15_audit.ipynb #86e2b8a9
 from collections.abc import Iterable, Mapping
@@ -35,7 +35,7 @@ def of_items(
     table = listed(items, language)
     table['source'] = [item.path for item in items]
     table['place'] = [f'{item.path} {item.row} {item.start}' if item.path else '' for item in items]
-    if any(item.row for item in items) or not any(item.path for item in items): table['file'] = ''
+    if any(item.row for item in items): table['file'] = ''
     return table
 
 # %% ../../nbs/30_scores/15_audit.ipynb #c2c9095c
@@ -123,17 +123,7 @@ def audit_corpus(
     if clips is not None: found += motion_findings(labelled(table), vectors, ways, by, accuracy, correct)
     return Audit(corpus, tuple(found))
 
-# %% ../../nbs/30_scores/15_audit.ipynb #70638a2e
-def audit(
-    clips: Iterable[Clip],
-    corpus: str = 'the corpus',
-    by: str = '',
-    accuracy: float | None = None,
-) -> Audit:
-    "The audit of clips that name themselves."
-    return audit_corpus(clips=clips, corpus=corpus, by=by, accuracy=accuracy)
-
-# %% ../../nbs/30_scores/15_audit.ipynb #8347f291
+# %% ../../nbs/30_scores/15_audit.ipynb #19422aaf
 BLUE, RED = '#0072B2', '#D55E00'
 
 @matplotlib.rc_context(STYLE)
@@ -154,7 +144,7 @@ def draw_texts(
     drawing.axes[0].set_ylabel('% of texts')
     return drawing
 
-# %% ../../nbs/30_scores/15_audit.ipynb #afe5edb1
+# %% ../../nbs/30_scores/15_audit.ipynb #8347f291
 @matplotlib.rc_context(STYLE)
 def draw_signers(
     finding: Finding,  # 'signer overlap'
@@ -174,7 +164,7 @@ def draw_signers(
     if len(shown) < len(table): axis.set_xlabel(f'{len(shown)} of {len(table)} signers', fontsize=7)
     return drawing
 
-# %% ../../nbs/30_scores/15_audit.ipynb #a2f35c5b
+# %% ../../nbs/30_scores/15_audit.ipynb #afe5edb1
 @matplotlib.rc_context(STYLE)
 def draw_distances(
     finding: Finding,  # 'distance to train'
@@ -203,7 +193,7 @@ def draw_quarters(
     axis.set(xlim=(0, None), ylim=(0, 103), xlabel='distance to the nearest training clip', ylabel='accuracy, %')
     return drawing
 
-# %% ../../nbs/30_scores/15_audit.ipynb #ce6dab33
+# %% ../../nbs/30_scores/15_audit.ipynb #4297caed
 def figures(
     audit: Audit,
     folder: str | Path,

@@ -36,7 +36,7 @@ def overlap(
     if known.empty: return Finding(check, None, f'no clip names its {column}, so nothing can be said', {'known': 0})
     counts = known.groupby([column, 'split'], sort=True).size().unstack(fill_value=0)[splits_of(known, train)]
     shared = counts[(counts > 0).sum(axis=1) > 1]
-    sentence = f'{len(shared)} of {len(counts)} {column}s occur in more than one of {" and ".join(name or "no split" for name in counts)}'
+    sentence = f'{len(shared)} of {len(counts)} {column}s occur in more than one of {", ".join(name or "no split" for name in counts)}'
     numbers = {'shared': len(shared), 'all': len(counts), 'known': len(known), 'splits': {}}
     for name in counts.columns if train in counts else ():
         here, both = counts[counts[name] > 0], counts[(counts[name] > 0) & (counts[train] > 0)]
