@@ -1,6 +1,10 @@
-# The corpus is packed once per request; every system reads the same store.
-corpus = step('corpora', 'prepare', 'corpora/prepare.ipynb', variant=request.corpus,
-              parameters=dict(corpus=request.corpus, preset=request.preset, **data(request.corpus)))
+# The corpus is packed once per request; every system reads the same stores.
+def packed(corpus): return step('corpora', 'prepare', 'corpora/prepare.ipynb', variant=corpus,
+                                parameters=dict(corpus=corpus, preset=request.preset, **data(corpus)))
+
 if request.corpus == 'pocket':
-    step('corpora', 'properties', 'corpora/properties.ipynb', variant=request.corpus, inputs=dict(corpus=corpus),
-         parameters=dict(preset=request.preset))
+    signs, sentences, dictionary = map(packed, ('pocket', 'pocket_sentences', 'pocket_dictionary'))
+    step('corpora', 'properties', 'corpora/properties.ipynb', variant='pocket', inputs=dict(corpus=signs), parameters=dict(preset=request.preset))
+    step('corpora', 'properties', 'corpora/sentences.ipynb', variant='pocket_sentences',
+         inputs=dict(sentences=sentences, dictionary=dictionary), parameters=dict(preset=request.preset))
+elif request.corpus != 'published_predictions': packed(request.corpus)
