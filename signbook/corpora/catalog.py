@@ -76,6 +76,7 @@ def first_clips(name: str,  # pocket or pocket_sentences
         clips = sentences.clips(enough*(1 if split == 'train' else 8), seed, split, layout)
     return islice((clip for clip in clips if language in ('', clip.language)), size)
 
+# %% ../../nbs/20_corpora/21_catalog.ipynb #bd694049
 def made(name: str,  # pocket, pocket_sentences or pocket_dictionary
          preset: str = 'laptop',  # smoke or laptop: how many
          split: str | None = None,  # one split only
@@ -97,12 +98,13 @@ def made(name: str,  # pocket, pocket_sentences or pocket_dictionary
     else: clips = islice((clip for clip in sentences.dictionary(layout=layout) if split in (None, clip.split)), number)
     return (clip for clip in clips if language in ('', clip.language))
 
-# %% ../../nbs/20_corpora/21_catalog.ipynb #4c86f600
+# %% ../../nbs/20_corpora/21_catalog.ipynb #4e0a0851
 def as_item(clip: Clip,  # of any corpus
             ) -> Item:  # without a path
     "What a listing says about a clip that is at hand."
     return Item(clip.id, clip.split, clip.text, clip.gloss, clip.signer, clip.language, clip.source, frames=len(clip), fps=clip.fps)
 
+# %% ../../nbs/20_corpora/21_catalog.ipynb #f46d1d39
 def table_items(table: ClipTable,  # any store
                 ) -> list[Item]:
     "The listing of a store, from its columns."
@@ -110,7 +112,7 @@ def table_items(table: ClipTable,  # any store
     columns = table.columns([*words, 'length', 'fps'])
     return [Item(*told[:-2], frames=told[-2], fps=told[-1]) for told in zip(*columns.values())]
 
-# %% ../../nbs/20_corpora/21_catalog.ipynb #4e0a0851
+# %% ../../nbs/20_corpora/21_catalog.ipynb #4ef4c3a2
 def items(name: str,  # a catalog id
           root: str | Path | None = None,  # folder of corpora, or of this one
           preset: str = 'laptop',  # how much of an embedded corpus is made; a real corpus is always whole
@@ -120,7 +122,7 @@ def items(name: str,  # a catalog id
     if folder is None: return [as_item(clip) for clip in made(name, preset)]
     return table_items(read(folder)) if (folder/CONTRACT).is_file() else reader(name).items(folder)
 
-# %% ../../nbs/20_corpora/21_catalog.ipynb #32fcdd39
+# %% ../../nbs/20_corpora/21_catalog.ipynb #f33bbee5
 def missing(folder: Path,  # of a corpus
             listed: Sequence[Item],  # its listing
             ) -> list[Item]:  # those whose files are not there
@@ -131,7 +133,7 @@ def missing(folder: Path,  # of a corpus
         except OSError: return False   # such as a name that is too long
     return [item for item in listed if item.path and not there(item.path)]
 
-# %% ../../nbs/20_corpora/21_catalog.ipynb #4c5b70f5
+# %% ../../nbs/20_corpora/21_catalog.ipynb #c3975a6c
 def refuse_missing(folder: Path,  # of a corpus
                    listed: Sequence[Item] | None = None,  # its listing; by default that of a folder of .pose files
                    shown: int = 5,  # names in the message
@@ -144,7 +146,7 @@ def refuse_missing(folder: Path,  # of a corpus
     raise UserError(f'{folder}: {len(paths):,} of the {len({item.path for item in listed}):,} files that its listing names are missing: {names}; '
                     'get them again, list them with signbook corpus check, or pack the rest with --allow-missing')
 
-# %% ../../nbs/20_corpora/21_catalog.ipynb #2d789159
+# %% ../../nbs/20_corpora/21_catalog.ipynb #5e1bca3c
 class ClipFiles(Sequence):
     "Clips of a corpus in its own files, each read when it is asked for."
     def __init__(self,
@@ -159,7 +161,7 @@ class ClipFiles(Sequence):
         if isinstance(key, slice): return ClipFiles(self.name, self.folder, self.items[key])
         return reader(self.name).clip(self.folder, self.items[key])
 
-# %% ../../nbs/20_corpora/21_catalog.ipynb #8dd85630
+# %% ../../nbs/20_corpora/21_catalog.ipynb #98cbdc96
 def load(name: str,  # a catalog id
          split: str | None = None,  # 'train', 'dev' or 'test' where the corpus has splits; by default everything
          root: str | Path | None = None,  # folder of corpora, or of this one; by default the folder of corpora $SIGNBOOK_DATA
@@ -177,7 +179,7 @@ def load(name: str,  # a catalog id
     refuse_missing(folder, listed)
     return ClipFiles(name, folder, listed)
 
-# %% ../../nbs/20_corpora/21_catalog.ipynb #99597185
+# %% ../../nbs/20_corpora/21_catalog.ipynb #7d2024fa
 def evenly(number: int,  # of things
            wanted: int | None,  # how many of them; None = all
            ) -> list[int]:  # places, ascending
@@ -185,6 +187,7 @@ def evenly(number: int,  # of things
     if wanted is not None and wanted < 1: raise UserError(f'{wanted} clips: ask for one or more')
     return list(range(number)) if wanted is None or wanted >= number else [place*number//wanted for place in range(wanted)]
 
+# %% ../../nbs/20_corpora/21_catalog.ipynb #687e3d0c
 def clips_there(name: str,  # a catalog id, not of an embedded corpus
                 root: str | Path | None = None,  # folder of corpora, or of this one
                 wanted: int | None = None,  # at most so many; None = all
@@ -199,7 +202,7 @@ def clips_there(name: str,  # a catalog id, not of an embedded corpus
     there = [item for item in listed if item.path and item.id not in gone]
     return ClipFiles(name, folder, [there[place] for place in evenly(len(there), wanted)]) if there else None
 
-# %% ../../nbs/20_corpora/21_catalog.ipynb #0a5e2456
+# %% ../../nbs/20_corpora/21_catalog.ipynb #acd2234e
 def build(name: str,  # a catalog id
           preset: str,  # how much of an embedded corpus is made
           folder: str | Path,  # of the store that is written

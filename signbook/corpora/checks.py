@@ -40,6 +40,7 @@ def counted(listed: Sequence[Item],  # of one corpus
                 signers=len({item.signer for item in listed if item.signer}), glosses=len({item.gloss for item in listed if item.gloss}),
                 **{split: number for split, number in counts(listed).items() if split})
 
+# %% ../../nbs/20_corpora/26_checks.ipynb #da059d23
 def differences(name: str,  # a catalog id
                 listed: Sequence[Item],  # its listing on this disk
                 ) -> tuple[list[str], list[str]]:  # faults and remarks, one sentence each
@@ -49,7 +50,7 @@ def differences(name: str,  # a catalog id
     return ([text for what, text in told.items() if what not in known.unverified],
             [f'{text} (not verified)' for what, text in told.items() if what in known.unverified])
 
-# %% ../../nbs/20_corpora/26_checks.ipynb #c4b30fc0
+# %% ../../nbs/20_corpora/26_checks.ipynb #3c5ed351
 def surplus(folder: Path,  # of a corpus
             listed: Sequence[Item],  # its listing
             motion: Sequence[str],  # patterns of its motion files
@@ -59,7 +60,7 @@ def surplus(folder: Path,  # of a corpus
     found = {path.relative_to(folder) for pattern in motion for path in folder.glob(pattern) if path.is_file()}
     return sorted(path.as_posix() for path in found if not named & {path.as_posix(), *(above.as_posix() for above in path.parents)})
 
-# %% ../../nbs/20_corpora/26_checks.ipynb #7b8ab37f
+# %% ../../nbs/20_corpora/26_checks.ipynb #8f83ddf0
 def public_faults(name: str,  # a catalog id
                   folder: Path,  # of the corpus
                   quick: bool = False,  # sizes instead of checksums
@@ -74,7 +75,7 @@ def public_faults(name: str,  # a catalog id
             faults.append(Fault('changed', '', known.path, 'is not the file that the catalog knows'))
     return faults
 
-# %% ../../nbs/20_corpora/26_checks.ipynb #15dbfed5
+# %% ../../nbs/20_corpora/26_checks.ipynb #506d2ef2
 def damage(name: str,  # a catalog id
            folder: Path,  # of the corpus
            present: Sequence[Item],  # clips whose files are there
@@ -93,7 +94,7 @@ def damage(name: str,  # a catalog id
             except UserError as error: faults.append(Fault('damaged', item.id, item.path, str(error)))
     return faults
 
-# %% ../../nbs/20_corpora/26_checks.ipynb #f8882b2a
+# %% ../../nbs/20_corpora/26_checks.ipynb #c7568da7
 @dataclass(frozen=True)
 class Check:
     "What was found when a corpus was compared with its listing and its entry."
@@ -108,7 +109,7 @@ class Check:
 
     def of(self, kind: str) -> list[Fault]: return [fault for fault in self.faults if fault.kind == kind]
 
-# %% ../../nbs/20_corpora/26_checks.ipynb #c7568da7
+# %% ../../nbs/20_corpora/26_checks.ipynb #530b3505
 def first_names(faults: Sequence[Fault],  # of one kind
                 shown: int = 5,
                 ) -> str:
@@ -117,6 +118,7 @@ def first_names(faults: Sequence[Fault],  # of one kind
     names = list(dict.fromkeys(names))
     return '; '.join(names[:shown]) + (f'; and {len(names) - shown:,} more' if len(names) > shown else '')
 
+# %% ../../nbs/20_corpora/26_checks.ipynb #76afedd7
 def report(check: Check,
            shown: int = 5,  # names a kind
            ) -> str:  # a few lines
@@ -135,7 +137,7 @@ def report(check: Check,
     else: lines.append(f'not complete: {check.files - len(lost):,} of {check.files:,} motion files present')
     return '\n'.join(lines)
 
-# %% ../../nbs/20_corpora/26_checks.ipynb #0041c997
+# %% ../../nbs/20_corpora/26_checks.ipynb #cc62440a
 def check_store(name: str, folder: Path, quick: bool) -> Check:
     "The check of a packed store that lies in the place of a corpus."
     try:
@@ -146,6 +148,7 @@ def check_store(name: str, folder: Path, quick: bool) -> Check:
     told, remarks = differences(name, listed)
     return Check(name, counts(listed), len(listed), tuple(Fault('counts', '', '', text) for text in told) + tuple(lost), tuple(remarks))
 
+# %% ../../nbs/20_corpora/26_checks.ipynb #2d68c2d2
 def check(name: str,  # a catalog id
           root: str | Path | None = None,  # folder of corpora, or of this one
           quick: bool = False,  # look for presence and emptiness only
@@ -166,7 +169,7 @@ def check(name: str,  # a catalog id
     faults += [Fault('surplus', '', path, 'no clip mentions it') for path in surplus(folder, listed, source.motion)]
     return Check(name, counts(listed), len({item.path for item in listed if item.path}) if source.clip else 0, tuple(faults), tuple(remarks))
 
-# %% ../../nbs/20_corpora/26_checks.ipynb #cc62440a
+# %% ../../nbs/20_corpora/26_checks.ipynb #55f47632
 def write_list(check: Check,
                path: str | Path,  # csv to write
                ) -> Path:

@@ -35,6 +35,7 @@ SOURCES = {
     'how2sign': f'{GITHUB}/ZechengLi19/Uni-Sign/main/data/How2Sign',
 }
 
+# %% ../../nbs/20_corpora/22_downloads.ipynb #696afcf8
 def source_of(name: str,  # a catalog id
               mirror: str | None = None,  # base address of another copy; by default $SIGNBOOK_MIRROR
               ) -> str:  # the address to which a file's path is appended
@@ -45,7 +46,7 @@ def source_of(name: str,  # a catalog id
     mirror = mirror or os.environ.get('SIGNBOOK_MIRROR')
     return f'{mirror.rstrip("/")}/{name}' if mirror else SOURCES[name]
 
-# %% ../../nbs/20_corpora/22_downloads.ipynb #0caa2b6f
+# %% ../../nbs/20_corpora/22_downloads.ipynb #73aaa1fe
 def fetch(url: str,
           part: Path,  # what has arrived so far; appended to
           largest: int,  # bytes that the file may have
@@ -73,7 +74,7 @@ def fetch(url: str,
     have = part.stat().st_size if part.is_file() else 0
     raise UserError(f'{url}: broke off at byte {have:,} of {largest:,} ({told}); run the same command again, it continues there')
 
-# %% ../../nbs/20_corpora/22_downloads.ipynb #02bc3a91
+# %% ../../nbs/20_corpora/22_downloads.ipynb #8d06f75e
 def rows_of(index: bytes,  # a csv with a column path
             paths: set[str],  # known files
             ) -> bytes:  # the same table with the rows of these files only
@@ -86,7 +87,7 @@ def rows_of(index: bytes,  # a csv with a column path
     csv.writer(kept, lineterminator='\n').writerows([lines[0]] + [line for line in lines[1:] if len(line) > place and line[place] in paths])
     return kept.getvalue().encode()
 
-# %% ../../nbs/20_corpora/22_downloads.ipynb #1fd5eea4
+# %% ../../nbs/20_corpora/22_downloads.ipynb #dfd684ac
 INCOMING = '.incoming'  # folder of files on their way
 
 def part_of(folder: Path,  # of the corpus
@@ -95,6 +96,7 @@ def part_of(folder: Path,  # of the corpus
     "Where a file lies while it is incomplete."
     return folder/INCOMING/f'{path}.part'
 
+# %% ../../nbs/20_corpora/22_downloads.ipynb #a8937938
 def continuing(folder: Path,  # of the corpus
                files: Sequence[PublicFile],  # that are known
                ) -> Callable:  # a downloader as pooch wants it
@@ -108,7 +110,7 @@ def continuing(folder: Path,  # of the corpus
         os.replace(part, output_file)
     return download
 
-# %% ../../nbs/20_corpora/22_downloads.ipynb #dfd684ac
+# %% ../../nbs/20_corpora/22_downloads.ipynb #11635197
 def same(file: Path,  # on disk
          known: PublicFile,
          ) -> bool:
@@ -116,6 +118,7 @@ def same(file: Path,  # on disk
     if file.stat().st_size != known.bytes: return False
     with open(file, 'rb') as opened: return hashlib.file_digest(opened, 'sha256').hexdigest() == known.sha256
 
+# %% ../../nbs/20_corpora/22_downloads.ipynb #a34bd303
 def waiting(files: Sequence[PublicFile],  # that are known
             folder: Path,  # of the corpus
             ) -> list[PublicFile]:  # in the same order
@@ -125,7 +128,7 @@ def waiting(files: Sequence[PublicFile],  # that are known
             raise UserError(f'{folder/file.path}: is not the file that the catalog knows; move it away and run the command again')
     return [file for file in files if not (folder/file.path).exists()]
 
-# %% ../../nbs/20_corpora/22_downloads.ipynb #4f75c650
+# %% ../../nbs/20_corpora/22_downloads.ipynb #1732922c
 def take(file: PublicFile, registry: pooch.Pooch, folder: Path,  # of the corpus
          files: Sequence[PublicFile],  # that are known
          url: str):  # for errors
@@ -141,6 +144,7 @@ def take(file: PublicFile, registry: pooch.Pooch, folder: Path,  # of the corpus
     (folder/file.path).parent.mkdir(parents=True, exist_ok=True)
     os.replace(came, folder/file.path)
 
+# %% ../../nbs/20_corpora/22_downloads.ipynb #0df2cc06
 def download(files: Sequence[PublicFile],  # that are known
              base: str,  # address to which a path is appended
              folder: Path,  # of the corpus; created
@@ -157,7 +161,7 @@ def download(files: Sequence[PublicFile],  # that are known
     shutil.rmtree(folder/INCOMING, ignore_errors=True)
     return len(pending)
 
-# %% ../../nbs/20_corpora/22_downloads.ipynb #8dff0b6a
+# %% ../../nbs/20_corpora/22_downloads.ipynb #9c6394b0
 def offer(name: str,  # a catalog id
           pending: Sequence[PublicFile],  # files that would be fetched
           base: str,  # address
@@ -168,7 +172,7 @@ def offer(name: str,  # a catalog id
     if name != 'fingerspelling': lines.append(f'not part of it: poses and videos; {known.how_to_get}')
     return '\n'.join(lines)
 
-# %% ../../nbs/20_corpora/22_downloads.ipynb #2a5276ef
+# %% ../../nbs/20_corpora/22_downloads.ipynb #43230adb
 def get(name: str,  # a catalog id
         root: str | Path | None = None,  # folder of corpora, where <id>/ is made; by default $SIGNBOOK_DATA
         accept: Callable[[str], bool] = lambda told: False,  # is shown the offer, says yes or no

@@ -135,6 +135,7 @@ def smplx_entry(id: str, title: str, language: str, text_policy: str, source: st
                  f'get the corpus from its authors, then the SMPL-X poses named in the public repository 2000ZRL/SOKE ({where})',
                  listing, f'signbook.corpora.smplx:{name}', (('test', test),), ('access', 'size', 'test'))
 
+# %% ../../nbs/20_corpora/27_entries.ipynb #e7c759bf
 SOKE = 'Zuo et al., Signs as Tokens: A Retrieval-Enhanced Multilingual Sign Language Generator, ICCV 2025 (arXiv 2411.17799)'
 SMPLX = (
     smplx_entry('how2sign_smplx', 'How2Sign', 'American Sign Language, written English', 'transcript, realigned to the signing', SOKE,
@@ -145,7 +146,7 @@ SMPLX = (
                 'one folder a sentence and phoenix14t.<split>', ('phoenix14t.*',), 'PHOENIX_SMPLX', 642),
 )
 
-# %% ../../nbs/20_corpora/27_entries.ipynb #a3380082
+# %% ../../nbs/20_corpora/27_entries.ipynb #8efa2761
 HOLISTIC = (
     Entry('isign', 'iSign: Indian Sign Language videos with English sentences, .pose files', 'CC BY-NC-SA 4.0, no redistribution',
           'gated: asked for at huggingface.co', '158.5 GiB zipped in four parts, 230 GiB unpacked', 'Indian Sign Language, written English',
@@ -173,13 +174,14 @@ HOLISTIC = (
           ('*/*.npy', '*/*/*.npy'), 'signbook.corpora.holistic:HOLISTIC_NPY'),
 )
 
-# %% ../../nbs/20_corpora/27_entries.ipynb #fcc70895
+# %% ../../nbs/20_corpora/27_entries.ipynb #1d3dc958
 ENTRIES = (*MADE, *POSES, *WHOLEBODY, *AMERICAN, *PHOENIX, *SMPLX, *HOLISTIC)
 
 def entries() -> tuple[Entry, ...]:
     "Every corpus of the catalog."
     return ENTRIES
 
+# %% ../../nbs/20_corpora/27_entries.ipynb #c28beac8
 def entry(name: str,  # a catalog id
           ) -> Entry:
     "The entry of one corpus."
@@ -187,7 +189,7 @@ def entry(name: str,  # a catalog id
     if name not in known: raise UserError(f'corpus {name!r} is not in the catalog; choose one of {", ".join(known)}')
     return known[name]
 
-# %% ../../nbs/20_corpora/27_entries.ipynb #ae679be1
+# %% ../../nbs/20_corpora/27_entries.ipynb #42e38f35
 def reader(name: str,  # a catalog id
            ):  # a Reader; None for a corpus that is made here
     "How the files of a corpus are read."
@@ -196,7 +198,7 @@ def reader(name: str,  # a catalog id
     module, _, attribute = told.partition(':')
     return getattr(importlib.import_module(module), attribute)
 
-# %% ../../nbs/20_corpora/27_entries.ipynb #49d8c4fc
+# %% ../../nbs/20_corpora/27_entries.ipynb #3a54010d
 @dataclass(frozen=True)
 class PublicFile:
     "A file that anybody may fetch."
@@ -204,6 +206,7 @@ class PublicFile:
     bytes: int
     sha256: str  # 64 hexadecimal digits
 
+# %% ../../nbs/20_corpora/27_entries.ipynb #69b41317
 @lru_cache(maxsize=1)
 def _table() -> tuple[dict[str, str], ...]:
     with open(Path(__file__).with_name('public_files.csv'), encoding='utf-8', newline='') as file: return tuple(csv.DictReader(file))

@@ -31,6 +31,7 @@ class Format:
     language: str = ''  # written language of the sentences; '' = all three
     id: str = ''  # how clips are called there, from split and number; '' = the writer knows
 
+# %% ../../nbs/20_corpora/23_exports.ipynb #a7702a41
 FORMATS = {
     'csl_daily': Format('pocket_sentences', 'coco133', 'wholebody:write_csl_daily', 'wholebody:CSL_DAILY', 'wholebody:PRECISION', 'zh'),
     'how2sign': Format('pocket_sentences', 'coco133', 'wholebody:write_how2sign', 'wholebody:HOW2SIGN', 'wholebody:PRECISION', 'en'),
@@ -44,12 +45,13 @@ FORMATS = {
     'holistic_npy': Format('pocket', 'holistic75', 'holistic:write_holistic_npy', 'holistic:HOLISTIC_NPY', 'holistic:PRECISION'),
 }
 
+# %% ../../nbs/20_corpora/23_exports.ipynb #ac6da78f
 def named(place: str):  # what that module calls so
     "Something of signbook.corpora by module:name, imported when it is needed."
     module, _, name = place.partition(':')
     return getattr(importlib.import_module(f'signbook.corpora.{module}'), name)
 
-# %% ../../nbs/20_corpora/23_exports.ipynb #1fc43f4d
+# %% ../../nbs/20_corpora/23_exports.ipynb #2e24fa20
 def renamed(clip: Clip,
             pattern: str,  # of a format; '' keeps the name
             number: int,  # of the clip in the export
@@ -57,7 +59,7 @@ def renamed(clip: Clip,
     "The clip under a name in the fashion of another corpus."
     return replace(clip, id=pattern.format(split=clip.split, number=number)) if pattern else clip
 
-# %% ../../nbs/20_corpora/23_exports.ipynb #8cc54673
+# %% ../../nbs/20_corpora/23_exports.ipynb #70c61a35
 @contextmanager
 def fresh_folder(folder: Path,  # to appear, absent or empty now
                  ) -> Iterator[Path]:  # an empty folder beside it
@@ -74,7 +76,7 @@ def fresh_folder(folder: Path,  # to appear, absent or empty now
     except OSError as error: raise UserError(f'{folder}: cannot be written ({error.strerror}); free some space or name another folder') from None
     finally: shutil.rmtree(growing, ignore_errors=True)
 
-# %% ../../nbs/20_corpora/23_exports.ipynb #de41c6e0
+# %% ../../nbs/20_corpora/23_exports.ipynb #9b1cb989
 @dataclass(frozen=True)
 class Export:
     "What was written."
@@ -84,6 +86,7 @@ class Export:
     frames: int
     precision: str  # a sentence
 
+# %% ../../nbs/20_corpora/23_exports.ipynb #0025c63a
 def export(corpus: str,  # pocket
            format: str,  # one of FORMATS
            folder: str | Path,  # absent or empty
@@ -103,7 +106,7 @@ def export(corpus: str,  # pocket
     with fresh_folder(Path(folder)) as growing: named(how.writer)(counting(), growing)
     return Export(Path(folder), format, len(passed), sum(passed), named(how.precision))
 
-# %% ../../nbs/20_corpora/23_exports.ipynb #f69a88b5
+# %% ../../nbs/20_corpora/23_exports.ipynb #2bc82366
 def read_back(result: Export) -> list:  # clips, in the order of the listing
     "The clips of an export, through the reader of its format."
     reader = named(FORMATS[result.format].reader)

@@ -98,6 +98,7 @@ def corpus_list():
     from signbook.corpora.entries import entries
     for entry in entries(): typer.echo(f'{entry.id:18}{entry.title}  ({entry.licence}; {entry.access})')
 
+# %% ../../nbs/90_workbook/11_cli.ipynb #0117a91d
 @corpus_app.command('show')
 def corpus_show(corpus: CorpusId):
     "What the catalog states about one corpus."
@@ -112,7 +113,7 @@ def corpus_show(corpus: CorpusId):
     for file in public_files(corpus)[:9]: typer.echo(f'{"checksum":14}{file.sha256}  {file.path}')
     if len(public_files(corpus)) > 9: typer.echo(f'{"":14}and {len(public_files(corpus)) - 9} more files with checksums')
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #5f216641
+# %% ../../nbs/90_workbook/11_cli.ipynb #5d8104e2
 @corpus_app.command('get')
 def corpus_get(corpus: CorpusId, root: Annotated[str | None, typer.Option(help='folder in which ID/ is made; default $SIGNBOOK_DATA')] = None,
                mirror: Annotated[str | None, typer.Option(help='base address of another copy; default $SIGNBOOK_MIRROR')] = None,
@@ -126,7 +127,7 @@ def corpus_get(corpus: CorpusId, root: Annotated[str | None, typer.Option(help='
     if fetched is None: typer.echo('nothing was fetched'); raise typer.Exit(1)
     typer.echo(f'{fetched} files fetched' if fetched else 'all files are there already')
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #7dcd295f
+# %% ../../nbs/90_workbook/11_cli.ipynb #eceba408
 @corpus_app.command('check')
 def corpus_check(corpus: CorpusId, root: CorpusRoot = None,
                  quick: Annotated[bool, typer.Option('--quick', help='look for presence and emptiness only, open nothing')] = False,
@@ -139,7 +140,7 @@ def corpus_check(corpus: CorpusId, root: CorpusRoot = None,
     if list_file: typer.echo(f'{len(found.faults):,} lines in {write_list(found, list_file)}')
     raise typer.Exit(0 if found.complete else 1)
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #23f42d84
+# %% ../../nbs/90_workbook/11_cli.ipynb #27a06ec5
 @corpus_app.command('build')
 def corpus_build(corpus: CorpusId, folder: Annotated[str, typer.Argument(help='where the packed corpus goes')],
                  preset: Preset = 'laptop', root: CorpusRoot = None, number: Number = None, seed: Seed = 0,
@@ -154,6 +155,7 @@ def corpus_build(corpus: CorpusId, folder: Annotated[str, typer.Argument(help='w
     lost = table.contract['missing']
     if lost['count']: typer.echo(f'{lost["count"]:,} clips were missing; their names are in the store: {", ".join(lost["ids"][:5])}')
 
+# %% ../../nbs/90_workbook/11_cli.ipynb #16b3e826
 @corpus_app.command('export')
 def corpus_export(corpus: Annotated[str, typer.Argument(help='pocket')], folder: Annotated[str, typer.Argument(help='absent or empty')],
                   form: Annotated[str, typer.Option('--as', help='csl_daily how2sign phoenix_skels smplx isign asl_citizen_200 wlasl holistic_npy')],
@@ -166,7 +168,7 @@ def corpus_export(corpus: Annotated[str, typer.Argument(help='pocket')], folder:
     done = export(corpus, form, folder, preset, number, split, seed)
     typer.echo(f'{folder}: {done.clips:,} clips, {done.frames:,} frames as {done.format}\nprecision: {done.precision}')
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #27a06ec5
+# %% ../../nbs/90_workbook/11_cli.ipynb #4862bb72
 @corpus_app.command('audit')
 def corpus_audit(corpus: CorpusId, root: CorpusRoot = None, preset: Preset = 'smoke',
                  clips: Annotated[int | None, typer.Option(help='look at the motion of at most so many clips, taken evenly; default: all')] = None,
@@ -189,7 +191,7 @@ def corpus_audit(corpus: CorpusId, root: CorpusRoot = None, preset: Preset = 'sm
     write_atomic(Path(output)/'audit.json', json.dumps(found.as_json(), ensure_ascii=False, indent=1) + '\n')
     for path in (Path(output)/'report.md', Path(output)/'audit.json', *figures(found, output)): typer.echo(path)
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #111a39be
+# %% ../../nbs/90_workbook/11_cli.ipynb #0cc9ee14
 @app.command()
 def recognise(clip: Annotated[str, typer.Argument(help='a .pose file')],
               run: Annotated[str, typer.Option(help='a finished training run, such as outputs/laptop/pocket/recognition/train-main-s0')],
@@ -211,7 +213,7 @@ def doctor(output: Output = None, root: Root = None):
         if finding.fix: typer.echo(f'{"":19}→ {finding.fix}')
     raise typer.Exit(1 if any(finding.state == 'wrong' for finding in findings) else 0)
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #6b7d0fc2
+# %% ../../nbs/90_workbook/11_cli.ipynb #9bc4605d
 @reference_app.command('update')
 def reference_update(preset: Preset = 'laptop', corpus: Corpus = 'pocket', seeds: Seeds = 1, output: Output = None, root: Root = None,
                      project: Project = None):
@@ -257,7 +259,7 @@ def clean(preset: Annotated[str | None, typer.Option(help='only this preset')] =
     with locked(root/'.lock'):
         for folder in folders: shutil.rmtree(folder)
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #0cc9ee14
+# %% ../../nbs/90_workbook/11_cli.ipynb #226f700a
 def main() -> None:
     "The entry point of the `signbook` command."
     words = sys.argv[1:]
