@@ -134,7 +134,10 @@ def report(check: Check,
     rest = len(check.of('counts')) + len([fault for fault in check.of('missing') if not fault.id])
     if bare: lines.append(f'listing {"incomplete" if rest else "complete"}, 0 of {check.files:,} motion files present')
     elif check.complete: lines.append(f'complete: {check.files:,} of {check.files:,} motion files present' if check.files else 'complete: texts only')
-    else: lines.append(f'not complete: {check.files - len(lost):,} of {check.files:,} motion files present')
+    else:
+        how = ('not complete' if check.of('missing') or check.of('damaged') else
+               'complete, with files that no clip mentions' if check.of('surplus') else 'complete, but not the edition that the catalog knows')
+        lines.append(f'{how}: {check.files - len(lost):,} of {check.files:,} motion files present')
     return '\n'.join(lines)
 
 # %% ../../nbs/20_corpora/26_checks.ipynb #cc62440a
