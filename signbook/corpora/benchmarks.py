@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BENCHMARKS', 'in_turns', 'compared', 'whole_bodies', 'pickled', 'unpickled', 'reading', 'normalisation', 'moving',
            'peak_memory', 'build_and_tell', 'view', 'copy', 'first_copy', 'access', 'large_store', 'padding',
-           'markdown', 'save', 'main']
+           'markdown', 'save', 'command']
 
 # %% ../../nbs/20_corpora/24_benchmarks.ipynb #cf9ec090
 import argparse
@@ -210,14 +210,16 @@ def save(table: pd.DataFrame, name: str, folder: Path):  # of a benchmark, its n
 # %% ../../nbs/20_corpora/24_benchmarks.ipynb #8f16eb6f
 BENCHMARKS = dict(reading=reading, normalisation=normalisation, padding=padding, large_store=large_store)
 
-def main(arguments: Sequence[str] | None = None):  # of the command line
+def command(benchmarks: dict[str, Callable[[], pd.DataFrame]],  # name → what makes its table
+            module: str,  # that is run
+            arguments: Sequence[str] | None = None):  # of the command line
     "Run a benchmark and print its table."
-    parser = argparse.ArgumentParser(prog='python -m signbook.corpora.benchmarks', description='Measure alternatives side by side.')
-    parser.add_argument('name', choices=sorted(BENCHMARKS))
+    parser = argparse.ArgumentParser(prog=f'python -m {module}', description='Measure alternatives side by side.')
+    parser.add_argument('name', choices=sorted(benchmarks))
     parser.add_argument('--output', type=Path, help='folder for NAME.csv and NAME.md')
     chosen = parser.parse_args(arguments)
-    table = BENCHMARKS[chosen.name]()
+    table = benchmarks[chosen.name]()
     print(markdown(table), end='')
     if chosen.output: save(table, chosen.name, chosen.output)
 
-if __name__ == '__main__' and '__file__' in globals(): main()
+if __name__ == '__main__' and '__file__' in globals(): command(BENCHMARKS, 'signbook.corpora.benchmarks')
