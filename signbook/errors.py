@@ -16,7 +16,8 @@ class CorpusError(UserError):
                  file,  # path of the file
                  field: str,  # which part of it: a key, a column, a line, 'header'
                  told: str):  # what was expected and what to do
-        super().__init__(f'{file}, {field}: {told}')
+        sentence = f'{file}, {field}: {told}'   # it may quote the file, and a terminal obeys some characters
+        super().__init__(''.join(sign if sign.isprintable() else f'\\x{ord(sign):02x}' for sign in sentence))
         self.file, self.field, self.told = str(file), field, told
 
     def __reduce__(self): return CorpusError, (self.file, self.field, self.told)

@@ -98,6 +98,8 @@ def checked_items(items: Iterable[Item],  # of one corpus
         if not item.id: raise CorpusError(where, 'id', 'is empty in some row; every clip needs a name')
         if '\0' in item.path or item.path.startswith('/') or '..' in item.path.split('/'):
             raise CorpusError(where, f'path {item.path[:80]!r}', 'leaves the folder of the corpus; paths must lie below it')
+        if any(len(part.encode('utf-8', 'replace')) > 255 for part in item.path.split('/')):
+            raise CorpusError(where, f'path {item.path[:80]!r}', 'has a name of over 255 bytes, which no disk can hold; mend the listing')
     return items
 
 # %% ../../nbs/20_corpora/13_listings.ipynb #c244b0d7

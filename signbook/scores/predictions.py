@@ -81,9 +81,9 @@ def matched(hypotheses: dict[str, str],  # name → sentence
             ) -> tuple[list[str], list[str], list[str]]:  # names, hypotheses, references in the order of the references
     "Two files about the same clips, or an error that names what is missing or surplus."
     missing, surplus = ([name for name in one if name not in other] for one, other in ((references, hypotheses), (hypotheses, references)))
-    for names, what in ((missing, 'has no hypothesis'), (surplus, 'has no reference')):
+    for names, what in ((missing, 'hypothesis'), (surplus, 'reference')):
         if names:
             more = f' and {len(names) - shown} more' if len(names) > shown else ''
-            raise UserError(f'{", ".join(names[:shown])}{more} {what}: {len(hypotheses)} hypotheses, {len(references)} references; '
+            raise UserError(f'no {what} for {", ".join(names[:shown])}{more}: {len(hypotheses)} hypotheses, {len(references)} references; '
                             'score every clip exactly once')
     return list(references), [hypotheses[name] for name in references], list(references.values())

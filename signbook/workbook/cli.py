@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'corpus_app', 'reference_app', 'Preset', 'Corpus', 'Seeds', 'Settings', 'Root', 'Output', 'Project', 'CorpusId',
            'CorpusRoot', 'Number', 'Seed', 'reproduce', 'status', 'plan', 'printable', 'corpus_list', 'corpus_show',
-           'corpus_get', 'corpus_check', 'corpus_build', 'corpus_export', 'corpus_audit', 'recognise', 'doctor',
-           'reference_update', 'reference_compare', 'reference_readme', 'clean', 'main']
+           'corpus_get', 'corpus_check', 'corpus_build', 'corpus_export', 'corpus_audit', 'recognise', 'score',
+           'doctor', 'reference_update', 'reference_compare', 'reference_readme', 'clean', 'main']
 
 # %% ../../nbs/90_workbook/11_cli.ipynb #ab736d12
 import os
@@ -202,6 +202,31 @@ def recognise(clip: Annotated[str, typer.Argument(help='a .pose file')],
     recogniser, read = load(Path(run)), read_pose(Path(clip))
     probabilities = recogniser.probabilities([read])[0]
     for index in probabilities.argsort()[::-1][:top]: typer.echo(f'{100*probabilities[index]:5.1f} %  {recogniser.labels[index]}')
+
+@app.command()
+def score(hypotheses: Annotated[str, typer.Argument(help='a file of sentences (one a line, `sample: NAME, prediction: TEXT`, or JSON lines), or a '
+                                                         'folder of pickles with generated poses')],
+          references: Annotated[str | None, typer.Argument(help='a file of references; a folder of poses brings its own')] = None,
+          language: Annotated[str | None, typer.Option(help='of the text, such as zh, de or en')] = None,
+          convention: Annotated[str, typer.Option(help='signbook (both sides folded alike) or upstream (the published handling)')] = 'signbook',
+          against: Annotated[str | None, typer.Option(help='hypotheses of another system, for a paired test')] = None,
+          slices: Annotated[str | None, typer.Option(help='csv with a column name and others, such as signer')] = None,
+          train: Annotated[str | None, typer.Option(help='training sentences, for controls and rare words')] = None,
+          dev: Annotated[str | None, typer.Option(help='validation sentences, to choose the constant control')] = None,
+          mean: Annotated[str | None, typer.Option(help='.pt or .npy file with the mean of normalised poses')] = None,
+          std: Annotated[str | None, typer.Option(help='likewise their deviation')] = None,
+          output: Annotated[str | None, typer.Option(help='folder for CSV, Markdown, LaTeX and metrics.json')] = None):
+    "Score a prediction file: intervals, other handlings, slices, controls, a paired test."
+    from signbook.workbook.tables import print_table
+    if Path(hypotheses).is_dir():
+        from signbook.workbook.pose_scoring import score_folder
+        tables = score_folder(hypotheses, mean, std, output)
+    else:
+        from signbook.workbook.scoring import score_files
+        if references is None: raise UserError('score: a file of hypotheses needs a file of references as second argument')
+        if language is None: raise UserError('score: give the language of the text, such as --language zh')
+        tables = score_files(hypotheses, references, language, convention, against, slices, train, dev, output)
+    for table in tables: print_table(table)
 
 @app.command()
 def doctor(output: Output = None, root: Root = None):
