@@ -144,7 +144,7 @@ def test_a_listing_and_a_part_of_its_clips():
     found = audit_corpus([*items, Item('lost', 'test', gloss='A', signer='s0', path='lost.pose')], (clip for clip in clips))
     assert found['signer overlap'].numbers['known'] == 10 and found['distance to train'].numbers['n'] == 3
     right = audit_corpus(items, clips, correct={clip.id: True for clip in clips})
-    assert right['memorisation'].numbers['model'] == 1 and sum(row['clips'] for row in right['distance to train'].numbers['quarters']) == 3
+    assert json.dumps(right.as_json()) and right['memorisation'].numbers['model'] == 1 and sum(row['clips'] for row in right['distance to train'].numbers['quarters']) == 3
 
 
 @pytest.mark.parametrize('call, message', [
@@ -191,11 +191,14 @@ def shared(found, split, other):
 @needs('csl_daily')
 def test_csl_daily_repeats_its_training_sentences_and_shares_its_signers():
     from signbook.corpora.wholebody import CSL_DAILY
-    found, seconds = timed(CSL_DAILY.items(DATA/'csl_daily'), 'csl_daily')
+    items = CSL_DAILY.items(DATA/'csl_daily')
+    found, seconds = timed(items, 'csl_daily')
     assert found['text overlap'].numbers['splits'] == {'train': {'clips': 18401, 'texts': 6578}, 'dev': {'clips': 1077, 'texts': 797},
                                                        'test': {'clips': 1176, 'texts': 798}}
     assert found['signer overlap'].numbers['splits']['test'] == {'values': 10, 'in train': 10, 'clips': 1176, 'clips of these': 1176}
     assert shared(found, 'test', 'train')['verbatim'] == 2 and shared(found, 'test', 'dev')['verbatim'] == 1173
+    dev, test = ({(item.text, item.signer) for item in items if item.split == split} for split in ('dev', 'test'))
+    assert not dev & test       # the same sentences, but never by the same signer
     assert seconds < 20
 
 
