@@ -144,7 +144,8 @@ def test_a_listing_and_a_part_of_its_clips():
     found = audit_corpus([*items, Item('lost', 'test', gloss='A', signer='s0', path='lost.pose')], (clip for clip in clips))
     assert found['signer overlap'].numbers['known'] == 10 and found['distance to train'].numbers['n'] == 3
     right = audit_corpus(items, clips, correct={clip.id: True for clip in clips})
-    assert json.dumps(right.as_json()) and right['memorisation'].numbers['model'] == 1 and sum(row['clips'] for row in right['distance to train'].numbers['quarters']) == 3
+    assert json.dumps(right.as_json()) and right['memorisation'].numbers['model'] == 1
+    assert sum(row['clips'] for row in right['distance to train'].numbers['quarters']) == 3
 
 
 @pytest.mark.parametrize('call, message', [
