@@ -458,7 +458,7 @@ def test_a_benchmark_runs_as_a_program_and_names_no_machine(tmp_path):
 def test_the_committed_benchmarks_keep_their_promises(project):
     import pandas as pd
     told = {path.stem: pd.read_csv(path) for path in (project/'outputs'/'reference'/'benchmarks').glob('*.csv')}
-    assert sorted(told) == ['large_store', 'normalisation', 'padding', 'reading']
+    assert {'large_store', 'normalisation', 'padding', 'reading'} <= set(told)
     assert told['reading']['times faster'][1:3].min() >= 6 and told['normalisation']['times faster'][1] >= 18
     assert told['padding']['wasted (%)'][1:].max() <= 12 < told['padding']['wasted (%)'][0]
     large = told['large_store'].iloc[-1]

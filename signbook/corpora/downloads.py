@@ -26,6 +26,8 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore')   # about progress bars in notebooks; nothing here draws one
     import pooch
 
+pooch.get_logger().setLevel('WARNING')
+
 # %% ../../nbs/20_corpora/22_downloads.ipynb #98e4e1cc
 GITHUB = 'https://raw.githubusercontent.com'
 SOURCES = {
@@ -154,7 +156,6 @@ def download(files: Sequence[PublicFile],  # that are known
     folder, pending = Path(folder), waiting(files, Path(folder))
     registry = pooch.create(folder/INCOMING, f'{base}/', registry={file.path: f'sha256:{file.sha256}' for file in files},
                             urls={file.path: f'{base}/{quote(file.path)}' for file in files})
-    pooch.get_logger().setLevel('WARNING')
     for number, file in enumerate(pending, 1):
         take(file, registry, folder, files, f'{base}/{file.path}')
         if number % 50 == 0 or number == len(pending): say(f'{number} of {len(pending)} files')

@@ -140,7 +140,7 @@ def csl_daily_name(name: str) -> dict[str, str]:
 # %% ../../nbs/20_corpora/14_wholebody.ipynb #6efe852a
 def how2sign_name(name: str) -> dict[str, str]:
     "The recording."
-    found = re.fullmatch(r'(.+)_\d+-\d+-rgb_front', name)
+    found = re.fullmatch(r'(.{11}|.+?)(?:_\d+)+-\d+-rgb_front', name)   # joined sentences have several numbers
     return dict(source=found[1]) if found else {}
 
 # %% ../../nbs/20_corpora/14_wholebody.ipynb #2c09253e

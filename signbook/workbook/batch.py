@@ -88,7 +88,7 @@ def _raise_user_error(folder: Path) -> None:
     "A mistake in the data or settings that a step met is told like one that was met here."
     failed = folder/'failed.json'
     told = json.loads(failed.read_text(encoding='utf-8')) if failed.exists() else {}
-    if told.get('error') == 'UserError': raise UserError(told['message'])
+    if told.get('error') in ('UserError', 'CorpusError'): raise UserError(told['message'])
 
 def _run(project, request, steps, stale, cores, extra, say) -> str:  # '' where Snakemake came to its end, else why it did not
     say(f'{request.label}/{request.corpus}: {len(stale)} of {len(steps)} steps to run')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'corpus_app', 'reference_app', 'Preset', 'Corpus', 'Seeds', 'Settings', 'Root', 'Output', 'Project', 'CorpusId',
-           'CorpusRoot', 'Number', 'Seed', 'reproduce', 'status', 'plan', 'printable', 'corpus_list', 'corpus_show',
-           'corpus_get', 'corpus_check', 'corpus_build', 'corpus_export', 'corpus_audit', 'recognise', 'score',
-           'doctor', 'reference_update', 'reference_compare', 'reference_readme', 'clean', 'main']
+           'CorpusRoot', 'Number', 'Seed', 'reproduce', 'status', 'plan', 'corpus_list', 'corpus_show', 'corpus_get',
+           'corpus_check', 'corpus_build', 'corpus_export', 'corpus_audit', 'recognise', 'score', 'doctor',
+           'reference_update', 'reference_compare', 'reference_readme', 'clean', 'main']
 
 # %% ../../nbs/90_workbook/11_cli.ipynb #ab736d12
 import os
@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UserError
+from ..errors import UserError, printable
 
 # %% ../../nbs/90_workbook/11_cli.ipynb #9afb0a22
 app = typer.Typer(help='A reproducible workbook for sign-language machine learning.', no_args_is_help=True, add_completion=False,
@@ -82,11 +82,6 @@ def plan(targets: Annotated[list[str] | None, typer.Argument(help='which tables;
         typer.echo(f'  parameters  {", ".join(f"{name}={value}" for name, value in step.parameters.items()) or "–"}')
 
 # %% ../../nbs/90_workbook/11_cli.ipynb #4322f23b
-def printable(text: str) -> str:  # line feeds stay
-    "A text without characters that a terminal obeys."
-    return ''.join(letter if letter.isprintable() or letter == '\n' else '\N{REPLACEMENT CHARACTER}' for letter in text)
-
-# %% ../../nbs/90_workbook/11_cli.ipynb #c05fbde1
 CorpusId = Annotated[str, typer.Argument(help='a catalog id; see signbook corpus list')]
 CorpusRoot = Annotated[str | None, typer.Option(help='folder of corpora, or of this one; default $SIGNBOOK_DATA, a folder of corpora')]
 Number = Annotated[int | None, typer.Option(help='any number of clips of an embedded corpus, instead of the preset')]
@@ -98,7 +93,7 @@ def corpus_list():
     from signbook.corpora.entries import entries
     for entry in entries(): typer.echo(f'{entry.id:18}{entry.title}  ({entry.licence}; {entry.access})')
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #0117a91d
+# %% ../../nbs/90_workbook/11_cli.ipynb #6e6ecf2a
 @corpus_app.command('show')
 def corpus_show(corpus: CorpusId):
     "What the catalog states about one corpus."
@@ -113,7 +108,7 @@ def corpus_show(corpus: CorpusId):
     for file in public_files(corpus)[:9]: typer.echo(f'{"checksum":14}{file.sha256}  {file.path}')
     if len(public_files(corpus)) > 9: typer.echo(f'{"":14}and {len(public_files(corpus)) - 9} more files with checksums')
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #5d8104e2
+# %% ../../nbs/90_workbook/11_cli.ipynb #0117a91d
 @corpus_app.command('get')
 def corpus_get(corpus: CorpusId, root: Annotated[str | None, typer.Option(help='folder in which ID/ is made; default $SIGNBOOK_DATA')] = None,
                mirror: Annotated[str | None, typer.Option(help='base address of another copy; default $SIGNBOOK_MIRROR')] = None,
@@ -127,7 +122,7 @@ def corpus_get(corpus: CorpusId, root: Annotated[str | None, typer.Option(help='
     if fetched is None: typer.echo('nothing was fetched'); raise typer.Exit(1)
     typer.echo(f'{fetched} files fetched' if fetched else 'all files are there already')
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #eceba408
+# %% ../../nbs/90_workbook/11_cli.ipynb #5d8104e2
 @corpus_app.command('check')
 def corpus_check(corpus: CorpusId, root: CorpusRoot = None,
                  quick: Annotated[bool, typer.Option('--quick', help='look for presence and emptiness only, open nothing')] = False,
@@ -140,7 +135,7 @@ def corpus_check(corpus: CorpusId, root: CorpusRoot = None,
     if list_file: typer.echo(f'{len(found.faults):,} lines in {write_list(found, list_file)}')
     raise typer.Exit(0 if found.complete else 1)
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #27a06ec5
+# %% ../../nbs/90_workbook/11_cli.ipynb #eceba408
 @corpus_app.command('build')
 def corpus_build(corpus: CorpusId, folder: Annotated[str, typer.Argument(help='where the packed corpus goes')],
                  preset: Preset = 'laptop', root: CorpusRoot = None, number: Number = None, seed: Seed = 0,
@@ -155,7 +150,7 @@ def corpus_build(corpus: CorpusId, folder: Annotated[str, typer.Argument(help='w
     lost = table.contract['missing']
     if lost['count']: typer.echo(f'{lost["count"]:,} clips were missing; their names are in the store: {", ".join(lost["ids"][:5])}')
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #16b3e826
+# %% ../../nbs/90_workbook/11_cli.ipynb #53a54485
 @corpus_app.command('export')
 def corpus_export(corpus: Annotated[str, typer.Argument(help='pocket')], folder: Annotated[str, typer.Argument(help='absent or empty')],
                   form: Annotated[str, typer.Option('--as', help='csl_daily how2sign phoenix_skels smplx isign asl_citizen_200 wlasl holistic_npy')],
@@ -168,7 +163,7 @@ def corpus_export(corpus: Annotated[str, typer.Argument(help='pocket')], folder:
     done = export(corpus, form, folder, preset, number, split, seed)
     typer.echo(f'{folder}: {done.clips:,} clips, {done.frames:,} frames as {done.format}\nprecision: {done.precision}')
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #4862bb72
+# %% ../../nbs/90_workbook/11_cli.ipynb #16b3e826
 @corpus_app.command('audit')
 def corpus_audit(corpus: CorpusId, root: CorpusRoot = None, preset: Preset = 'smoke',
                  clips: Annotated[int | None, typer.Option(help='look at the motion of at most so many clips, taken evenly; default: all')] = None,
@@ -191,7 +186,7 @@ def corpus_audit(corpus: CorpusId, root: CorpusRoot = None, preset: Preset = 'sm
     write_atomic(Path(output)/'audit.json', json.dumps(found.as_json(), ensure_ascii=False, indent=1) + '\n')
     for path in (Path(output)/'report.md', Path(output)/'audit.json', *figures(found, output)): typer.echo(path)
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #0cc9ee14
+# %% ../../nbs/90_workbook/11_cli.ipynb #4862bb72
 @app.command()
 def recognise(clip: Annotated[str, typer.Argument(help='a .pose file')],
               run: Annotated[str, typer.Option(help='a finished training run, such as outputs/laptop/pocket/recognition/train-main-s0')],
@@ -238,7 +233,7 @@ def doctor(output: Output = None, root: Root = None):
         if finding.fix: typer.echo(f'{"":19}→ {finding.fix}')
     raise typer.Exit(1 if any(finding.state == 'wrong' for finding in findings) else 0)
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #9bc4605d
+# %% ../../nbs/90_workbook/11_cli.ipynb #f799a7a3
 @reference_app.command('update')
 def reference_update(preset: Preset = 'laptop', corpus: Corpus = 'pocket', seeds: Seeds = 1, output: Output = None, root: Root = None,
                      project: Project = None):
@@ -284,7 +279,7 @@ def clean(preset: Annotated[str | None, typer.Option(help='only this preset')] =
     with locked(root/'.lock'):
         for folder in folders: shutil.rmtree(folder)
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #226f700a
+# %% ../../nbs/90_workbook/11_cli.ipynb #c9f98af4
 def main() -> None:
     "The entry point of the `signbook` command."
     words = sys.argv[1:]
@@ -293,5 +288,5 @@ def main() -> None:
         words, _snakemake[:] = words[:at], words[at + 1:]
     try: app(words)
     except UserError as error:
-        print(f'signbook: {printable(str(error)).replace(chr(10), " ")}', file=sys.stderr)
+        print(f'signbook: {printable(str(error).replace(chr(10), " "))}', file=sys.stderr)
         sys.exit(2)
