@@ -196,3 +196,12 @@ def test_no_file_names_a_machine(project):
         path = project / name
         if path.suffix in {".ipynb", ".py", ".md", ".ini", ".yml", ".smk", ".csv", ".json", ".cff", ".toml"} and path.is_file():
             assert not re.search(r"(?<![\w.])/(?:home|root|Users|work)/\w", path.read_text(encoding="utf-8")), name
+
+
+def test_chapters_link_to_chapters_that_exist(project):
+    found = 0
+    for path in notebooks(project):
+        for target in re.findall(r"\]\(([^)\s]+\.ipynb)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).is_file(), f"{path.name}: links to {target}, which is not there"
+            found += 1
+    assert found > 10
