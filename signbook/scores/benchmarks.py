@@ -6,7 +6,7 @@
 __all__ = ['FIRST', 'BENCHMARKS', 'two_clips', 'double_loop', 'warping', 'growth', 'first_call', 'properties', 'sentences_of',
            'by_calling', 'by_counts', 'redrawing', 'redrawing_growth']
 
-# %% ../../nbs/30_scores/26_benchmarks.ipynb #e2dff361
+# %% ../../nbs/30_scores/26_benchmarks.ipynb #eb2458b5
 import json
 import os
 import subprocess
@@ -26,19 +26,19 @@ from .motions import Joints
 from .text import bleu_counts, bleu_of
 from .uncertainty import OfSums, paired_bootstrap
 
-# %% ../../nbs/30_scores/26_benchmarks.ipynb #40d5cc91
+# %% ../../nbs/30_scores/26_benchmarks.ipynb #1580905b
 def two_clips(frames: int, count: int = 50) -> tuple[np.ndarray, np.ndarray, Joints]:  # (frames, count, 3) each
     "A prediction, a reference and the table of all their joints."
     made, real = np.random.default_rng(0).normal(size=(2, frames, count, 3))
     return made, real, Joints('all', count, tuple(range(count)), tuple(range(count)), (0,))
 
-# %% ../../nbs/30_scores/26_benchmarks.ipynb #affc35b6
+# %% ../../nbs/30_scores/26_benchmarks.ipynb #3ea1d56d
 def double_loop(made: np.ndarray, real: np.ndarray, joints: Joints,
                 aligned: str) -> float:
     "A time-warped distance by its definition: a Python loop over all pairs of frames, a second one for the path."
     return defined_total(np.array([[defined_cost(x, y, joints, aligned) for y in real] for x in made]))
 
-# %% ../../nbs/30_scores/26_benchmarks.ipynb #e96b2d5f
+# %% ../../nbs/30_scores/26_benchmarks.ipynb #5a6820d4
 def warping(frames: int = 200, rounds: int = 5) -> pd.DataFrame:
     "DTW-JPE and DTW-PA-JPE by the definition and by the kernels."
     made, real, joints = two_clips(frames)
@@ -51,7 +51,7 @@ def warping(frames: int = 200, rounds: int = 5) -> pd.DataFrame:
         tables.append(compared(in_turns(ways, rounds), counts))
     return pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/30_scores/26_benchmarks.ipynb #21a864f2
+# %% ../../nbs/30_scores/26_benchmarks.ipynb #1e61bd34
 def growth(lengths: Sequence[int] = (25, 50, 100, 200, 400, 800), rounds: int = 5) -> pd.DataFrame:
     "The cost of a comparison at several lengths."
     rows = []
@@ -64,7 +64,7 @@ def growth(lengths: Sequence[int] = (25, 50, 100, 200, 400, 800), rounds: int = 
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/30_scores/26_benchmarks.ipynb #8468919b
+# %% ../../nbs/30_scores/26_benchmarks.ipynb #8c3852c0
 FIRST = '''import json, time; start = time.perf_counter()
 import numpy as np
 from signbook.scores.alignment import dtw_jpe, dtw_pa_jpe
@@ -75,7 +75,7 @@ called = time.perf_counter()
 dtw_jpe(*points); dtw_pa_jpe(*points)
 print(json.dumps({'import (s)': loaded - start, 'first call (s)': called - loaded, 'second call (s)': time.perf_counter() - called}))'''
 
-# %% ../../nbs/30_scores/26_benchmarks.ipynb #130f74e7
+# %% ../../nbs/30_scores/26_benchmarks.ipynb #ffefdea4
 def first_call() -> pd.DataFrame:
     "Import and first call of the time-warped scores, without and with the compiler's cache."
     rows = []
@@ -86,7 +86,7 @@ def first_call() -> pd.DataFrame:
             rows.append({'state': state} | {name: round(seconds, 3) for name, seconds in json.loads(done.stdout).items()})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/30_scores/26_benchmarks.ipynb #754a14cc
+# %% ../../nbs/30_scores/26_benchmarks.ipynb #b6735395
 def properties() -> pd.DataFrame:
     "The meta-tests on the embedded corpus, seen by a camera and in space."
     tables = []
@@ -96,7 +96,7 @@ def properties() -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
     return table[['form', *table.columns.drop('form')]]
 
-# %% ../../nbs/30_scores/26_benchmarks.ipynb #8bb09062
+# %% ../../nbs/30_scores/26_benchmarks.ipynb #d077fc68
 def sentences_of(count: int) -> tuple[list[str], list[str], list[str]]:  # two systems and the references
     "Random sentences of 5 to 30 words over a vocabulary of 2,000."
     draw = np.random.default_rng(0)
@@ -115,7 +115,7 @@ def by_counts(first: list[str], second: list[str], references: list[str], resamp
     rows = [np.array([bleu_counts(h.split(), r.split()) for h, r in zip(said, references)]) for said in (first, second)]
     return paired_bootstrap(*rows, OfSums(bleu_of), count=resamples)
 
-# %% ../../nbs/30_scores/26_benchmarks.ipynb #0ea1812f
+# %% ../../nbs/30_scores/26_benchmarks.ipynb #79863df4
 def redrawing(sentences: int = 2349, timed: int = 4, resamples: int = 1000, rounds: int = 5) -> pd.DataFrame:
     "A paired bootstrap of BLEU-4 by calling the scorer and by counts."
     texts = sentences_of(sentences)
@@ -136,7 +136,7 @@ def redrawing_growth(counts: Sequence[int] = (300, 600, 1200, 2400, 4800), resam
         rows.append({'sentences': count, 'milliseconds': round(1e3*seconds, 1), 'microseconds a sentence': round(1e6*seconds/count, 1)})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/30_scores/26_benchmarks.ipynb #f02165a3
+# %% ../../nbs/30_scores/26_benchmarks.ipynb #a2ef72f8
 BENCHMARKS = {'dtw': warping, 'dtw_growth': growth, 'dtw_first_call': first_call, 'pose_metatests': properties,
               'bootstrap': redrawing, 'bootstrap_growth': redrawing_growth}
 
