@@ -309,3 +309,16 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="on fire"):
         exports.export("pocket", "isign", tmp_path / "out", number=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_clip_ends_a_build_or_is_recorded(letters, tmp_path):
+    broken = letters / "pose_folder" / "ase" / "00003.pose"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    listed = len(catalog.items("pose_folder", letters))
+    with pytest.raises(UserError, match="00003"):
+        catalog.build("pose_folder", "laptop", tmp_path / "store", letters)
+    assert not (tmp_path / "store").exists()
+    said = []
+    table = catalog.build("pose_folder", "laptop", tmp_path / "store", letters, allow_missing=True, tell=said.append)
+    assert len(table) == listed - 1 and table.contract["missing"] == dict(count=1, ids=["ase/00003"])
+    assert any("ase/00003: cannot be read" in line for line in said)

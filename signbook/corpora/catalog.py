@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'is_own_folder', 'locate', 'spread', 'first_clips', 'made', 'as_item', 'table_items', 'items', 'missing',
-           'refuse_missing', 'ClipFiles', 'load', 'evenly', 'clips_there', 'build']
+           'refuse_missing', 'ClipFiles', 'load', 'evenly', 'clips_there', 'pack_readable', 'build']
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #12172f4e
+# %% ../../nbs/20_corpora/31_catalog.ipynb #cc605193
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,10 +20,10 @@ from .entries import entries, entry, reader
 from .listings import Item
 from .packing import pack
 from .store import CONTRACT, ClipTable, read, write
-from ..errors import UserError
+from ..errors import CorpusError, UserError
 from ..poses.clips import Clip
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #60a6dc7b
+# %% ../../nbs/20_corpora/31_catalog.ipynb #86216592
 def is_own_folder(name: str,  # a catalog id
                   folder: Path,
                   ) -> bool:
@@ -31,7 +31,7 @@ def is_own_folder(name: str,  # a catalog id
     patterns = (*entry(name).listing, CONTRACT)
     return any(next(folder.glob(pattern), None) for pattern in patterns)
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #076d3171
+# %% ../../nbs/20_corpora/31_catalog.ipynb #874ac487
 def locate(name: str,  # a catalog id
            root: str | Path | None = None,  # folder of corpora, or of this one; by default the folder of corpora $SIGNBOOK_DATA
            ) -> Path | None:  # the corpus's folder; None for an embedded corpus, which has none
@@ -47,7 +47,7 @@ def locate(name: str,  # a catalog id
     if root and is_own_folder(name, Path(root)): return Path(root)
     raise UserError(f'corpus {name}: {folder} does not exist; {known.how_to_get}')
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #da1fae9f
+# %% ../../nbs/20_corpora/31_catalog.ipynb #63d6f6e5
 SHARES = {'pocket': dict(train=12, dev=4, test=4),   # clips a split at laptop, up to a factor
           'pocket_sentences': dict(train=1600, dev=200, test=200, test_signers=200, test_sentences=200)}
 
@@ -61,7 +61,7 @@ def spread(number: int,  # clips in all
     for split in sorted(exact, key=lambda split: sizes[split] - exact[split])[:number - sum(sizes.values())]: sizes[split] += 1
     return sizes
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #78a730a6
+# %% ../../nbs/20_corpora/31_catalog.ipynb #67b59ef6
 def first_clips(name: str,  # pocket or pocket_sentences
                 split: str,
                 size: int,  # clips
@@ -76,7 +76,7 @@ def first_clips(name: str,  # pocket or pocket_sentences
         clips = sentences.clips(enough*(1 if split == 'train' else 8), seed, split, layout)
     return islice((clip for clip in clips if language in ('', clip.language)), size)
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #bd694049
+# %% ../../nbs/20_corpora/31_catalog.ipynb #57a86eda
 def made(name: str,  # pocket, pocket_sentences or pocket_dictionary
          preset: str = 'laptop',  # smoke or laptop: how many
          split: str | None = None,  # one split only
@@ -98,13 +98,13 @@ def made(name: str,  # pocket, pocket_sentences or pocket_dictionary
     else: clips = islice((clip for clip in sentences.dictionary(layout=layout) if split in (None, clip.split)), number)
     return (clip for clip in clips if language in ('', clip.language))
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #4e0a0851
+# %% ../../nbs/20_corpora/31_catalog.ipynb #20596c70
 def as_item(clip: Clip,  # of any corpus
             ) -> Item:  # without a path
     "What a listing says about a clip that is at hand."
     return Item(clip.id, clip.split, clip.text, clip.gloss, clip.signer, clip.language, clip.source, frames=len(clip), fps=clip.fps)
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #f46d1d39
+# %% ../../nbs/20_corpora/31_catalog.ipynb #ec06a029
 def table_items(table: ClipTable,  # any store
                 ) -> list[Item]:
     "The listing of a store, from its columns."
@@ -112,7 +112,7 @@ def table_items(table: ClipTable,  # any store
     columns = table.columns([*words, 'length', 'fps'])
     return [Item(*told[:-2], frames=told[-2], fps=told[-1]) for told in zip(*columns.values())]
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #4ef4c3a2
+# %% ../../nbs/20_corpora/31_catalog.ipynb #a095243c
 def items(name: str,  # a catalog id
           root: str | Path | None = None,  # folder of corpora, or of this one
           preset: str = 'laptop',  # how much of an embedded corpus is made; a real corpus is always whole
@@ -122,7 +122,7 @@ def items(name: str,  # a catalog id
     if folder is None: return [as_item(clip) for clip in made(name, preset)]
     return table_items(read(folder)) if (folder/CONTRACT).is_file() else reader(name).items(folder)
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #f33bbee5
+# %% ../../nbs/20_corpora/31_catalog.ipynb #38c8da78
 def missing(folder: Path,  # of a corpus
             listed: Sequence[Item],  # its listing
             ) -> list[Item]:  # those whose files are not there
@@ -133,7 +133,7 @@ def missing(folder: Path,  # of a corpus
         except OSError: return False   # such as a name that is too long
     return [item for item in listed if item.path and not there(item.path)]
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #c3975a6c
+# %% ../../nbs/20_corpora/31_catalog.ipynb #b79c65e2
 def refuse_missing(folder: Path,  # of a corpus
                    listed: Sequence[Item] | None = None,  # its listing; by default that of a folder of .pose files
                    shown: int = 5,  # names in the message
@@ -146,7 +146,7 @@ def refuse_missing(folder: Path,  # of a corpus
     raise UserError(f'{folder}: {len(paths):,} of the {len({item.path for item in listed}):,} files that its listing names are missing: {names}; '
                     'get them again, list them with signbook corpus check, or pack the rest with --allow-missing')
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #5e1bca3c
+# %% ../../nbs/20_corpora/31_catalog.ipynb #8342fe9d
 class ClipFiles(Sequence):
     "Clips of a corpus in its own files, each read when it is asked for."
     def __init__(self,
@@ -161,7 +161,7 @@ class ClipFiles(Sequence):
         if isinstance(key, slice): return ClipFiles(self.name, self.folder, self.items[key])
         return reader(self.name).clip(self.folder, self.items[key])
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #98cbdc96
+# %% ../../nbs/20_corpora/31_catalog.ipynb #1cfcf5c5
 def load(name: str,  # a catalog id
          split: str | None = None,  # 'train', 'dev' or 'test' where the corpus has splits; by default everything
          root: str | Path | None = None,  # folder of corpora, or of this one; by default the folder of corpora $SIGNBOOK_DATA
@@ -179,7 +179,7 @@ def load(name: str,  # a catalog id
     refuse_missing(folder, listed)
     return ClipFiles(name, folder, listed)
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #7d2024fa
+# %% ../../nbs/20_corpora/31_catalog.ipynb #5d9d18dc
 def evenly(number: int,  # of things
            wanted: int | None,  # how many of them; None = all
            ) -> list[int]:  # places, ascending
@@ -187,7 +187,7 @@ def evenly(number: int,  # of things
     if wanted is not None and wanted < 1: raise UserError(f'{wanted} clips: ask for one or more')
     return list(range(number)) if wanted is None or wanted >= number else [place*number//wanted for place in range(wanted)]
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #687e3d0c
+# %% ../../nbs/20_corpora/31_catalog.ipynb #5ec0e98a
 def clips_there(name: str,  # a catalog id, not of an embedded corpus
                 root: str | Path | None = None,  # folder of corpora, or of this one
                 wanted: int | None = None,  # at most so many; None = all
@@ -202,13 +202,32 @@ def clips_there(name: str,  # a catalog id, not of an embedded corpus
     there = [item for item in listed if item.path and item.id not in gone]
     return ClipFiles(name, folder, [there[place] for place in evenly(len(there), wanted)]) if there else None
 
-# %% ../../nbs/20_corpora/31_catalog.ipynb #acd2234e
+# %% ../../nbs/20_corpora/31_catalog.ipynb #52c3dd7e
+def pack_readable(kept: list[Item],  # clips whose files are there
+                  read_clip: Callable[[Path, Item], Clip], place: Path,  # how one is read, and the corpus's folder
+                  folder: str | Path, packing: str | None, about: dict[str, str],  # as `build` got them
+                  lost: list[Item],  # clips without a file; those that cannot be read are recorded with them
+                  skip_damaged: bool,  # False: the first damaged clip ends the build
+                  tell: Callable[[str], None]) -> ClipTable:
+    "A store of the clips that can be read."
+    broken = []
+    def read_item(item):
+        try: return read_clip(place, item)
+        except CorpusError: broken.append(item); raise
+    while True:
+        known = len(broken)
+        try: return pack([item for item in kept if item not in broken], read_item, folder, packing, about, [*lost, *broken], place, tell=tell)
+        except CorpusError as error:
+            if not skip_damaged or len(broken) == known: raise
+            tell(f'{broken[-1].id}: cannot be read ({error.told}); going on without it')
+
+# %% ../../nbs/20_corpora/31_catalog.ipynb #af8c8301
 def build(name: str,  # a catalog id
           preset: str,  # how much of an embedded corpus is made
           folder: str | Path,  # of the store that is written
           root: str | Path | None = None,  # folder of corpora, or of this one
           packing: str | None = None,  # None, 'float16' or 'int16'
-          allow_missing: bool = False,  # pack the rest and record the missing clips
+          allow_missing: bool = False,  # pack the rest and record the missing and damaged clips
           seed: int = 0,  # of an embedded corpus
           number: int | None = None,  # clips of an embedded corpus, instead of the preset's
           tell: Callable[[str], None] = print,  # told when a build goes on
@@ -225,4 +244,4 @@ def build(name: str,  # a catalog id
     if not allow_missing: refuse_missing(place, listed)
     gone = {item.id for item in lost}
     kept = [item for item in listed if item.id not in gone]
-    return pack(kept, lambda item: read_clip(place, item), folder, packing, about, lost, place, tell=tell)
+    return pack_readable(kept, read_clip, place, folder, packing, about, lost, allow_missing, tell)

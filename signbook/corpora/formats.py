@@ -8,7 +8,7 @@ __all__ = ['OPENPOSE', 'COLUMNS', 'POSE_FOLDER', 'point_name', 'missing_frames',
            'pose_clip', 'read_pose_folder', 'holistic_lengths', 'read_holistic_array', 'write_holistic_array',
            'velocity_gaps']
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #f48a8569
+# %% ../../nbs/20_corpora/04_formats.ipynb #ae4a1c48
 import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ from ..files import write_atomic
 from ..poses.clips import Clip, check, normalise, velocities
 from ..poses.skeletons import HAND, layout
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #c08601c6
+# %% ../../nbs/20_corpora/04_formats.ipynb #c3409825
 OPENPOSE = dict(Nose='nose', Neck='neck', RShoulder='right_shoulder', RElbow='right_elbow', RWrist='right_wrist',
                 LShoulder='left_shoulder', LElbow='left_elbow', LWrist='left_wrist')
 
@@ -43,7 +43,7 @@ def point_name(component: str,  # name of a component in a .pose header
     if component not in sides or number >= len(HAND): return ''
     return f'{sides[component]}_hand_{HAND[number]}'   # both programs list a hand's 21 points in the same order
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #d18688b0
+# %% ../../nbs/20_corpora/04_formats.ipynb #633e0958
 def missing_frames(data: bytes,  # a whole .pose file
                    ) -> int:  # how many frames the header promises beyond those that are there; 0 = complete
     "How much of a version 0.1 file is missing."
@@ -56,7 +56,7 @@ def missing_frames(data: bytes,  # a whole .pose file
     there = reader.bytes_left()/max(frame, 1)
     return 0 if there == int(there) and int(there) % 65536 == promised else max(1, promised - int(there))
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #8d14700c
+# %% ../../nbs/20_corpora/04_formats.ipynb #b5ddeee5
 def promises_too_much(data: bytes,  # a whole .pose file
                       ) -> bool:
     "Whether a version 0.0 file asks for far more memory than its size justifies."
@@ -66,7 +66,7 @@ def promises_too_much(data: bytes,  # a whole .pose file
     _, frames = reader.unpack(ConstStructs.double_ushort)
     return frames*sum(len(part.points) for part in header.components)*24 > 100*len(data)   # 24 bytes: three coordinates
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #321aadce
+# %% ../../nbs/20_corpora/04_formats.ipynb #67fff823
 def check_body(path: Path,  # for errors
                pose: Pose,
                ) -> Pose:  # the same pose
@@ -78,7 +78,7 @@ def check_body(path: Path,  # for errors
     if not 0 < pose.body.fps <= 1000: raise CorpusError(path, 'fps', f'{pose.body.fps:g} frames a second; copy the file or export it again')
     return pose
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #f8fecc76
+# %% ../../nbs/20_corpora/04_formats.ipynb #055ff077
 def parse(path: Path,  # a .pose file
           ) -> Pose:  # as the library holds it
     "A .pose file in memory, or one sentence about what is wrong with it."
@@ -94,14 +94,14 @@ def parse(path: Path,  # a .pose file
         raise CorpusError(path, 'header or body', 'not a whole .pose file (version 0.0 to 0.2); copy it again or export it with pose-format')
     return check_body(path, pose)
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #88d4f083
+# %% ../../nbs/20_corpora/04_formats.ipynb #ba5ebbc7
 def component(name: str,  # in the header
               points: Sequence[str],  # names of its points
               ) -> PoseHeaderComponent:
     "A component of a .pose header, three coordinates and a confidence each point."
     return PoseHeaderComponent(name, list(points), [], [(0, 0, 0)], 'XYZC')
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #07df3e01
+# %% ../../nbs/20_corpora/04_formats.ipynb #68ca3ae4
 def write_pose(clip: Clip,  # in layout holistic75
                path: str | Path,  # file to create
                size: tuple[int, int] = (500, 500),  # width and height of the picture in pixels
@@ -121,7 +121,7 @@ def write_pose(clip: Clip,  # in layout holistic75
     Path(path).write_bytes(buffer.getvalue())
     return Path(path)
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #bedcd23b
+# %% ../../nbs/20_corpora/04_formats.ipynb #abe944bd
 def describe(pose: Pose,  # a parsed file
              ) -> str:  # one line
     "Version, size and raw confidence range of a file."
@@ -129,7 +129,7 @@ def describe(pose: Pose,  # a parsed file
     return (f'pose {pose.header.version:.1f}; {confidence.shape[-1]} points; {size.width} × {size.height} px; '
             f'confidence {confidence.min():.4g} to {confidence.max():.4g}')
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #d759e864
+# %% ../../nbs/20_corpora/04_formats.ipynb #6590853e
 def read_pose(path: str | Path,  # .pose file, version 0.0 to 0.2, from MediaPipe Holistic or OpenPose
               face: bool = False,  # also keep the face mesh as the stream 'features/face', (T, 4 × points)
               ) -> Clip:  # holistic75, or skels50 from OpenPose; coordinates as stored, in pixels for x and y
@@ -142,7 +142,8 @@ def read_pose(path: str | Path,  # .pose file, version 0.0 to 0.2, from MediaPip
     found = [i for i, name in enumerate(table.points) if name in places]
     if not found:
         raise CorpusError(path, 'points', f'none of its {len(parts)} points is of a body or hand; MediaPipe Holistic or OpenPose points are needed')
-    raw, sure = np.asarray(pose.body.data.filled(0), np.float32), np.nan_to_num(np.asarray(pose.body.confidence, np.float32))
+    raw, sure = np.array(pose.body.data.filled(0), np.float32), np.nan_to_num(np.asarray(pose.body.confidence, np.float32))
+    raw[sure <= 0] = 0   # where nothing was found, some programs write NaN
     person = int(sure.mean((0, 2)).argmax())
     points, confidence = np.zeros((len(raw), len(table), 3), np.float32), np.zeros((len(raw), len(table)), np.float32)
     taken = [places[table.points[i]] for i in found]
@@ -155,7 +156,7 @@ def read_pose(path: str | Path,  # .pose file, version 0.0 to 0.2, from MediaPip
     try: return check(clip)
     except UserError as error: raise CorpusError(path, 'points', str(error).removeprefix(f'clip {clip.id}: ')) from None
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #ea0da99c
+# %% ../../nbs/20_corpora/04_formats.ipynb #63308fd1
 COLUMNS = ('path', 'spoken_language', 'signed_language', 'words')  # what an index must have; glosses, split and signer may be there too
 
 def read_index(folder: str | Path,  # with index.csv
@@ -170,7 +171,7 @@ def read_index(folder: str | Path,  # with index.csv
         if not row['path']: raise CorpusError(index, f'row {number}', 'names no file; fill in its path or drop the line')
     return rows
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #a9375976
+# %% ../../nbs/20_corpora/04_formats.ipynb #dc9dd0e8
 def write_pose_folder(clips: Iterable[Clip],  # in layout holistic75
                       folder: str | Path,  # to create
                       ) -> Path:  # the folder
@@ -187,7 +188,7 @@ def write_pose_folder(clips: Iterable[Clip],  # in layout holistic75
     write_atomic(folder/'index.csv', table.getvalue())
     return folder
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #b3ed720e
+# %% ../../nbs/20_corpora/04_formats.ipynb #d50c6bf3
 def pose_items(folder: Path,  # with index.csv
                ) -> list[Item]:  # one a row, in the order of the index
     "The listing of a folder of .pose files."
@@ -200,7 +201,7 @@ def pose_items(folder: Path,  # with index.csv
                           row['signed_language'], row['path'], row['path']))
     return checked_items(items, Path(folder)/'index.csv')
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #6254c8ac
+# %% ../../nbs/20_corpora/04_formats.ipynb #3507549f
 def pose_clip(folder: Path,  # of the corpus
               item: Item,  # of its listing
               ) -> Clip:  # with the words of the listing
@@ -211,7 +212,7 @@ def pose_clip(folder: Path,  # of the corpus
 
 POSE_FOLDER = Reader(pose_items, pose_clip, ('**/*.pose',))
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #09110bcf
+# %% ../../nbs/20_corpora/04_formats.ipynb #ff102706
 def read_pose_folder(folder: str | Path,  # with index.csv
                      languages: Iterable[str] | None = None,  # signed languages to keep; None = all
                      ) -> list[Clip]:  # one clip a row, in the order of the index
@@ -226,14 +227,14 @@ def read_pose_folder(folder: str | Path,  # with index.csv
             raise CorpusError(folder/'index.csv', f'path {item.path!r}', 'this file is not there; add it or drop the line')
     return [pose_clip(folder, item) for item in kept]
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #dbc697a5
+# %% ../../nbs/20_corpora/04_formats.ipynb #63f7d264
 def holistic_lengths(array: np.ndarray,  # (n, T, 450)
                      ) -> np.ndarray:  # (n,) frames up to the last one that is not all zero
     "How long the clips of a padded array are."
     used = (array != 0).any(-1)
     return np.where(used.any(1), used.shape[1] - used[:, ::-1].argmax(1), 0)
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #2b4f441c
+# %% ../../nbs/20_corpora/04_formats.ipynb #3d06bf3e
 def read_holistic_array(array: np.ndarray,  # (n, T, 450) or (T, 450); positions [:225], velocities [225:]
                         lengths: Sequence[int] | None = None,  # frames of each clip, such as original_frames; None = found in the array
                         glosses: Sequence[str] | None = None,  # one a clip
@@ -257,7 +258,7 @@ def read_holistic_array(array: np.ndarray,  # (n, T, 450) or (T, 450); positions
         clips.append(check(Clip(points, seen, 'holistic75', fps, id=name, gloss=gloss, source='holistic array')))
     return clips
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #886a555f
+# %% ../../nbs/20_corpora/04_formats.ipynb #f494f26b
 def write_holistic_array(clips: Sequence[Clip],  # in layout holistic75
                          frames: int = 200,  # padded length; longer clips are cut
                          ) -> np.ndarray:  # (n, frames, 450) float16
@@ -269,7 +270,7 @@ def write_holistic_array(clips: Sequence[Clip],  # in layout holistic75
         row[:T, :225], row[:T, 225:] = clip.points[:T].reshape(T, 225), velocities(clip, per_second=False)[:T].reshape(T, 225)
     return array
 
-# %% ../../nbs/20_corpora/04_formats.ipynb #f2f78210
+# %% ../../nbs/20_corpora/04_formats.ipynb #02ee6a9d
 def velocity_gaps(array: np.ndarray,  # (n, T, 450)
                   clips: Sequence[Clip],  # as read from it
                   ) -> np.ndarray:  # (n,) largest difference between stored and recomputed velocities
