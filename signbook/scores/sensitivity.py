@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKS', 'WIDE', 'without_punctuation', 'prepared', 'sensitivity']
 
-# %% ../../nbs/30_scores/04_sensitivity.ipynb #1cedd71e
+# %% ../../nbs/30_scores/04_sensitivity.ipynb #1cc5e023
 import re
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from sacrebleu.metrics import BLEU
 from ..corpora.languages import fold, policy
 from .text import text_scores
 
-# %% ../../nbs/30_scores/04_sensitivity.ipynb #9e0d6a9b
+# %% ../../nbs/30_scores/04_sensitivity.ipynb #5de0f204
 MARKS = str.maketrans('', '', '。，,？?！!、')
 
 def without_punctuation(text: str, language: str) -> str:
@@ -23,7 +23,7 @@ def without_punctuation(text: str, language: str) -> str:
     if policy(language).cut == 'characters': return text.translate(MARKS)
     return re.sub(r"[^\w\s']", '', text.lower())
 
-# %% ../../nbs/30_scores/04_sensitivity.ipynb #1ae35209
+# %% ../../nbs/30_scores/04_sensitivity.ipynb #b3ee4e4c
 WIDE = str.maketrans(',?', '，？')
 
 def prepared(hypotheses: Sequence[str], references: Sequence[str],  # N sentences
@@ -42,7 +42,7 @@ def prepared(hypotheses: Sequence[str], references: Sequence[str],  # N sentence
         [' '.join(t.split()) for t in hypotheses], [' '.join(t.split()) for t in references], field)
     return ways | {'punctuation removed': (*bare, field)}
 
-# %% ../../nbs/30_scores/04_sensitivity.ipynb #aff1ee90
+# %% ../../nbs/30_scores/04_sensitivity.ipynb #57dddd29
 def sensitivity(hypotheses: Sequence[str], references: Sequence[str],  # N sentences as they were published
                 language: str,  # of the text
                 ) -> pd.DataFrame:  # handling, score, difference from the first row
