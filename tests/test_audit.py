@@ -1,7 +1,6 @@
 """The audit against brute force, on hostile clips and listings, and on the real files whose traps are known."""
 import json
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,12 +178,6 @@ def test_the_real_alphabets_hold_two_traps():
     assert {script(clip.gloss) for clip in clips if clip.language == 'ukl'} == {'CYRILLIC'}
 
 
-def timed(items, name):
-    """The audit of a listing, and the seconds of one core that it took."""
-    start = time.process_time()
-    return audit_corpus(items, corpus=name), time.process_time() - start
-
-
 def shared(found, split, other):
     return next(pair for pair in found['text overlap'].numbers['shared'] if (pair['split'], pair['in']) == (split, other))
 
@@ -193,29 +186,27 @@ def shared(found, split, other):
 def test_csl_daily_repeats_its_training_sentences_and_shares_its_signers():
     from signbook.corpora.wholebody import CSL_DAILY
     items = CSL_DAILY.items(DATA/'csl_daily')
-    found, seconds = timed(items, 'csl_daily')
+    found = audit_corpus(items, corpus='csl_daily')
     assert found['text overlap'].numbers['splits'] == {'train': {'clips': 18401, 'texts': 6578}, 'dev': {'clips': 1077, 'texts': 797},
                                                        'test': {'clips': 1176, 'texts': 798}}
     assert found['signer overlap'].numbers['splits']['test'] == {'values': 10, 'in train': 10, 'clips': 1176, 'clips of these': 1176}
     assert shared(found, 'test', 'train')['verbatim'] == 2 and shared(found, 'test', 'dev')['verbatim'] == 1173
     dev, test = ({(item.text, item.signer) for item in items if item.split == split} for split in ('dev', 'test'))
     assert not dev & test       # the same sentences, but never by the same signer
-    assert seconds < 20
 
 
 @needs('how2sign')
 def test_how2sign_repeats_some_sentences_and_no_recording():
     from signbook.corpora.wholebody import HOW2SIGN
-    found, seconds = timed(HOW2SIGN.items(DATA/'how2sign'), 'how2sign')
+    found = audit_corpus(HOW2SIGN.items(DATA/'how2sign'), corpus='how2sign')
     pair = shared(found, 'test', 'train')
     assert (pair['verbatim'], pair['folded'], pair['clips']) == (71, 77, 2349)
     assert found['text similarity'].numbers['splits']['test']['same'] == 77 and not found['recording overlap'].found
-    assert seconds < 30
 
 
 @needs('phoenix14t')
 def test_one_phoenix_test_sentence_in_twenty_stands_in_training():
     from signbook.corpora.skels import PHOENIX14T
-    found, _ = timed(PHOENIX14T.items(DATA/'phoenix14t'), 'phoenix14t')
+    found = audit_corpus(PHOENIX14T.items(DATA/'phoenix14t'), corpus='phoenix14t')
     pair = shared(found, 'test', 'train')
     assert (pair['verbatim'], pair['clips']) == (32, 642) and found['signer overlap'].found is None
