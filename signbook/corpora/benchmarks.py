@@ -7,7 +7,7 @@ __all__ = ['BENCHMARKS', 'in_turns', 'compared', 'whole_bodies', 'pickled', 'unp
            'peak_memory', 'build_and_tell', 'view', 'copy', 'first_copy', 'access', 'large_store', 'padding',
            'markdown', 'save', 'command']
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #cf9ec090
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #49b3716c
 import argparse
 import json
 import pickle
@@ -27,7 +27,7 @@ from ..files import write_atomic
 from ..poses.clips import Clip
 from ..poses.parts import parts_frame_by_frame, whole_body_parts
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #e3e92f80
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #7ca8f5e4
 def in_turns(ways: dict[str, Callable[[int], object]],  # name → what to do in a round, given its number
              rounds: int = 60,  # how often each is timed
              ) -> pd.DataFrame:  # (rounds, ways), seconds
@@ -41,7 +41,7 @@ def in_turns(ways: dict[str, Callable[[int], object]],  # name → what to do in
             times[number, place] = time.perf_counter() - start
     return pd.DataFrame(times, columns=names)
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #2e94f741
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #4c97fea4
 def compared(times: pd.DataFrame,  # of `in_turns`; the first column is what the others are compared with
              counts: dict[str, Sequence],  # what is counted → one value a way
              ) -> pd.DataFrame:  # a row a way: counts, median time, ratio, rounds
@@ -50,27 +50,27 @@ def compared(times: pd.DataFrame,  # of `in_turns`; the first column is what the
     return pd.DataFrame({'way': times.columns, **counts, 'microseconds': (times.median()*1e6).round(1).to_numpy(),
                          'times faster': ratio.median().round(1).to_numpy(), 'rounds': len(times)})
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #e40b576c
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #7e8970c9
 def whole_bodies(count: int, frames: int = 256) -> list[Clip]:
     "Clips of random whole bodies."
     random = np.random.default_rng(0)
     return [Clip(random.random((frames, 133, 2), dtype=np.float32), random.random((frames, 133), dtype=np.float32), 'coco133', 25.0, id=str(number),
                  text='ein Haus am See', split='train') for number in range(count)]
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #f5da41af
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #d3c67f13
 def pickled(clip: Clip,  # layout coco133
             path: Path):  # file to create
     "A clip in the form of the published whole-body pickles."
     told = dict(keypoints=[points[None] for points in clip.points], scores=[scores[None] for scores in clip.confidence])
     path.write_bytes(pickle.dumps(told))
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #4c528eda
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #c5824bac
 def unpickled(path: Path) -> tuple[np.ndarray, np.ndarray]:  # points (T, 133, 2), scores (T, 133)
     "The arrays of such a file, the way loaders make them."
     with open(path, 'rb') as file: told = pickle.load(file)
     return np.stack([points[0] for points in told['keypoints']]), np.stack([scores[0] for scores in told['scores']])
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #6597eb67
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #6499af5f
 def reading(clips: int = 32, rounds: int = 300) -> pd.DataFrame:
     "A clip out of a pickle and out of the open store."
     with tempfile.TemporaryDirectory() as place:
@@ -88,7 +88,7 @@ def reading(clips: int = 32, rounds: int = 300) -> pd.DataFrame:
         counts = {'files opened': [1, 0, 0, 0, 0], 'arrays made': [2*len(corpus[0]) + 2, 2, 4, 4, 4], 'bytes on disk': sizes, 'largest error': errors}
         return compared(in_turns(ways, rounds), counts)
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #5609f592
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #3279ec0b
 def normalisation(frames: int = 256, rounds: int = 200) -> pd.DataFrame:
     "Four normalised parts of whole bodies, frame by frame and at once."
     clip, = whole_bodies(1, frames)
@@ -98,7 +98,7 @@ def normalisation(frames: int = 256, rounds: int = 200) -> pd.DataFrame:
     assert all(np.array_equal(slow[part], fast[part]) for part in slow), 'the two ways must agree to the last bit'
     return compared(in_turns(ways, rounds), {'frames': [frames]*2, 'passes of a Python loop': [len(slow)*frames, 0]})
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #4b28bdf5
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #94cf2ff7
 def moving(count: int,  # clips
            frames: int = 64) -> Iterator[Clip]:
     "Clips of 75 landmarks, a little different each, made as fast as they can be written."
@@ -108,7 +108,7 @@ def moving(count: int,  # clips
         yield Clip(points + np.float32(number*1e-3), confidence, 'holistic75', 25.0, id=f'clip-{number:06}', text='ein Haus am See',
                    gloss=f'SIGN{number % 500}', signer=f's{number % 20}', language='de', split='train')
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #5d439dd5
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #dfc596ab
 def peak_memory() -> int:  # bytes
     "The most memory that this process ever held."
     try: return next(int(line.split()[1])*1024 for line in open('/proc/self/status') if line.startswith('VmHWM'))
@@ -116,31 +116,31 @@ def peak_memory() -> int:  # bytes
         import resource
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #19f421d9
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #75dfd94d
 def build_and_tell(count: int, folder: str):
     "Build a store of moving clips and print seconds and peak memory as JSON."
     start = time.perf_counter()
     write(moving(count), folder)
     print(json.dumps(dict(seconds=time.perf_counter() - start, peak=peak_memory())))
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #54f19af5
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #35a98e34
 def view(table: ClipTable, places: Sequence[int]) -> None:
     "Look clips up."
     for place in places: table[place]
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #39f8ab3b
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #3caa4e58
 def copy(table: ClipTable, places: Sequence[int]) -> None:
     "Look clips up and touch all their bytes."
     for place in places: clip = table[place]; clip.points.copy(); clip.confidence.copy()
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #23d75fbc
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #fa343a8e
 def first_copy(table: ClipTable, places: Sequence[int]) -> float:  # microseconds, median
     "What a clip costs that was never read before."
     times = [time.perf_counter()]
     for place in places: copy(table, [place]); times.append(time.perf_counter())
     return float(np.median(np.diff(times))*1e6)
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #1424f6e7
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #6dc9e1d6
 def access(tables: Sequence[ClipTable],  # the first is what the others are compared with
            rounds: int = 60,  # of 100 clips from each table
            ) -> pd.DataFrame:  # a row a table; microseconds a clip
@@ -156,7 +156,7 @@ def access(tables: Sequence[ClipTable],  # the first is what the others are comp
         told |= {f'{way.__name__} (µs)': times.median().to_numpy()*1e6/100, f'{way.__name__}, ratio': times.div(times[0], axis=0).median().to_numpy()}
     return pd.DataFrame(told).round(2)
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #d38e340a
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #e130914d
 def large_store(clips: int = 100_000,  # of the large one; about 76 kB each on disk
                 small: int = 1000,  # of the one it is compared with
                 ) -> pd.DataFrame:  # a row a store
@@ -178,7 +178,7 @@ def large_store(clips: int = 100_000,  # of the large one; about 76 kB each on d
                          'open (ms)': round(float(times['open'].median()*1e3), 2)})
         return pd.concat([pd.DataFrame(rows), access(tables)], axis=1)
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #c523d918
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #7eb59b7e
 def padding(preset: str = 'laptop',  # of the embedded sentences; only the train split is batched
             batch_size: int = 32) -> pd.DataFrame:
     "Frames of an epoch of sentences, computed and wasted."
@@ -195,19 +195,19 @@ def padding(preset: str = 'laptop',  # of the embedded sentences; only the train
                      'wasted (%)': round(100*(1 - real/computed), 1)})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #252064f6
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #5979f0c1
 def markdown(table: pd.DataFrame) -> str:
     "A table as Markdown."
     lines = [table.columns, ['---:' if pd.api.types.is_numeric_dtype(kind) else '---' for kind in table.dtypes], *table.itertuples(index=False)]
     return ''.join('| ' + ' | '.join(map(str, line)) + ' |\n' for line in lines)
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #279f71b0
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #3b5f4e8f
 def save(table: pd.DataFrame, name: str, folder: Path):  # of a benchmark, its name, where the two files go
     "A table as NAME.csv and NAME.md."
     write_atomic(folder/f'{name}.csv', table.to_csv(index=False))
     write_atomic(folder/f'{name}.md', markdown(table))
 
-# %% ../../nbs/20_corpora/35_benchmarks.ipynb #8f16eb6f
+# %% ../../nbs/20_corpora/35_benchmarks.ipynb #538ce2b5
 BENCHMARKS = dict(reading=reading, normalisation=normalisation, padding=padding, large_store=large_store)
 
 def command(benchmarks: dict[str, Callable[[], pd.DataFrame]],  # name → what makes its table

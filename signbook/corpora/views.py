@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DOTS', 'WINDOW', 'dots', 'light', 'painted', 'view', 'with_view']
 
-# %% ../../nbs/20_corpora/21_views.ipynb #49f72113
+# %% ../../nbs/20_corpora/21_views.ipynb #2a803c4d
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..poses.clips import Clip, shoulder_frame
 from ..poses.drawing import COLOURS, drawn_bones
 from ..poses.skeletons import Layout
 
-# %% ../../nbs/20_corpora/21_views.ipynb #5619df63
+# %% ../../nbs/20_corpora/21_views.ipynb #b96fab8a
 DOTS = {'body': 14, 'face': 4, 'left_hand': 4, 'right_hand': 4}  # on each bone
 
 def dots(table: Layout) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:  # part → (D,) two landmarks and the share of the second
@@ -27,7 +27,7 @@ def dots(table: Layout) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         out[part] = a, b, np.tile(share, len(bones)).astype(np.float32)
     return out
 
-# %% ../../nbs/20_corpora/21_views.ipynb #21d23ca1
+# %% ../../nbs/20_corpora/21_views.ipynb #7ea74b7f
 WINDOW = (-1.25, 1.25, -1.0, 1.5)  # left, right, top, bottom in shoulder widths from the middle of the shoulders, y down
 
 def light(places: np.ndarray,  # (T, D, 2) pixels, not necessarily whole
@@ -47,7 +47,7 @@ def light(places: np.ndarray,  # (T, D, 2) pixels, not necessarily whole
         total += np.bincount(at + shift, weight, T*wide*wide)
     return np.minimum(total, 1).reshape(T, wide, wide)[:, 1:-1, 1:-1].astype(np.float32)
 
-# %% ../../nbs/20_corpora/21_views.ipynb #815beade
+# %% ../../nbs/20_corpora/21_views.ipynb #d92d5b60
 def _rgb(colour: str) -> np.ndarray: return np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)], np.float32)
 
 def painted(points: np.ndarray,  # (T, V, 2) shoulder widths from the middle of the shoulders
@@ -65,7 +65,7 @@ def painted(points: np.ndarray,  # (T, V, 2) shoulder widths from the middle of 
         picture[lit] = np.round(picture[lit] + strength[lit, None]*(_rgb(COLOURS[part]) - picture[lit]))
     return picture.reshape(len(points), size, size, 3)
 
-# %% ../../nbs/20_corpora/21_views.ipynb #817f785c
+# %% ../../nbs/20_corpora/21_views.ipynb #cd37bfc4
 def view(clip: Clip,  # of any layout
          size: int = 64,  # pixels of a side
          piece: int = 128,  # frames drawn at a time

@@ -83,11 +83,12 @@ def warped(generated: list[np.ndarray], references: list[np.ndarray],  # (T, 141
     return found
 
 # %% ../../nbs/90_workbook/13_pose_scoring.ipynb #0424bd6d
-def generated_tables(generated: list[np.ndarray], references: list[np.ndarray], title: str,
+def generated_tables(generated: list[np.ndarray], references: list[np.ndarray],  # (T, 141, 3) metres each
+                     found: dict[str, Metric],  # their distances, from `warped`
+                     title: str,
                      count: int = 1000,  # resamples
                      ) -> list[Table]:
     "Distances and movement of generated signing."
-    found = warped(generated, references)
     columns = [Column('score', 'score', right=False)] + [Column(part, part.replace('_', ' '), 'obtained') for part in (*PARTS, 'average')]
     def shown(key): return found[key].interval(count).text(1, 3)
     rows = [dict(score=f'{name}, {convention}', **{part: shown(f'{name} {convention} {part}') for part in (*PARTS, 'average')})
@@ -108,8 +109,9 @@ def score_folder(folder: str | Path,  # of pickles with feats_rst and feats_ref
                  ) -> list[Table]:
     "The tables about a folder of generated signing."
     _, generated, references = read_generated(folder, mean, deviation)
-    tables = generated_tables(generated, references, f'{Path(folder).name}:', count)
+    found = warped(generated, references)
+    tables = generated_tables(generated, references, found, f'{Path(folder).name}:', count)
     if output:
         for table in tables: write_table(table, Path(output))
-        write_json(Path(output)/'metrics.json', {name: metric.interval(count).as_json() for name, metric in warped(generated, references).items()})
+        write_json(Path(output)/'metrics.json', {name: metric.interval(count).as_json() for name, metric in found.items()})
     return tables

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..corpora.languages import policy, tokens
+from ..corpora.languages import tokens
 from ..corpora.listings import read_table
 from ..errors import UserError
 from ..scores.predictions import matched, read_sentences
