@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'EMBEDDINGS', 'CURVATURE', 'HOLDERS', 'FATES', 'STATISTICS', 'REGULARISER', 'VIDEO', 'DEVIATIONS',
            'read_upstream', 'state_and_arguments', 'shape_of', 'counted', 'parts_in', 'streams_told', 'language_told',
            'regulariser_told', 'configuration_of', 'families', 'Key', 'KeyReport', 'fate_of_family', 'fate_of_stranger',
-           'check_vocabulary', 'import_checkpoint', 'values', 'upstream_state', 'Deviation', 'deviations_markdown']
+           'check_vocabulary', 'values', 'import_checkpoint', 'upstream_state', 'Deviation', 'deviations_markdown']
 
 # %% ../../nbs/60_geosign/03_upstream.ipynb #b54b1f32
 import argparse
@@ -47,7 +47,7 @@ def read_upstream(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict): raise UserError(f'{path}: it holds a {type(content).__name__}, expected a dictionary of tensors')
     return content
 
-# %% ../../nbs/60_geosign/03_upstream.ipynb #5b27c615
+# %% ../../nbs/60_geosign/03_upstream.ipynb #6bd7867d
 def state_and_arguments(content: dict[str, Any],  # of a file
                         ) -> tuple[dict[str, Tensor], dict[str, Any]]:  # weights by name; arguments of the run that made them, {} when not stored
     "The two things of interest in a checkpoint."
@@ -56,12 +56,12 @@ def state_and_arguments(content: dict[str, Any],  # of a file
     if not isinstance(state, dict) or not state: raise UserError("the checkpoint has no weights; expected names and tensors, or such under 'model'")
     if all(name.startswith('module.') for name in state): state = {name.removeprefix('module.'): tensor for name, tensor in state.items()}
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor): raise UserError(f'{name} is a {type(tensor).__name__} in the checkpoint, expected a tensor')
+        if not isinstance(tensor, Tensor): raise UserError(f'{name}: {type(tensor).__name__} in the checkpoint, expected a tensor')
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(f'{name} holds values that are no numbers; take another checkpoint')
     return dict(state), dict(told) if isinstance(told, dict) else {}
 
-# %% ../../nbs/60_geosign/03_upstream.ipynb #0203a715
+# %% ../../nbs/60_geosign/03_upstream.ipynb #1d89110b
 BLOCK = 'mt5_model.encoder.block.0.layer'
 
 def shape_of(state: dict[str, Tensor], name: str) -> tuple[int, ...]:
@@ -69,17 +69,19 @@ def shape_of(state: dict[str, Tensor], name: str) -> tuple[int, ...]:
     if name not in state: raise UserError(f'{name} is missing from the checkpoint; give a pose checkpoint of Uni-Sign or Geo-Sign')
     return tuple(state[name].shape)
 
+# %% ../../nbs/60_geosign/03_upstream.ipynb #96f51cf0
 def counted(state: dict[str, Tensor], pattern: str) -> int:  # with {} for a number
     "How many names there are, counting up from 0."
     return next(i for i in range(len(state) + 1) if pattern.format(i) not in state)
 
+# %% ../../nbs/60_geosign/03_upstream.ipynb #bbebfc6e
 def parts_in(state: dict[str, Tensor], width: int) -> list[str]:
     "The parts of a checkpoint; one hand may stand for both."
     found = [part for part in GRAPHS if f'proj_linear.{part}.weight' in state]
     expected, hands = shape_of(state, 'part_para')[0]//width, {'left', 'right'}
     return [part for part in GRAPHS if part in found or part in hands] if expected > len(found) and hands & set(found) else found
 
-# %% ../../nbs/60_geosign/03_upstream.ipynb #6e9cb390
+# %% ../../nbs/60_geosign/03_upstream.ipynb #b80ee3f6
 def streams_told(state: dict[str, Tensor]) -> dict[str, Any]:  # fields of the configuration
     "The streams of a checkpoint, read from shapes."
     first = next((part for part in GRAPHS if f'proj_linear.{part}.weight' in state), 'body')
@@ -89,6 +91,9 @@ def streams_told(state: dict[str, Tensor]) -> dict[str, Any]:  # fields of the c
     temporal = shape_of(state, f'fusion_gcn_modules.{first}.layer0_0.tcn.0.weight')[2]
     return dict(parts='+'.join(parts_in(state, widths[-1])), channels=channels, widths='-'.join(map(str, widths)), fusion=counted(state, fusion),
                 temporal=temporal)
+
+# %% ../../nbs/60_geosign/03_upstream.ipynb #ed4867d4
+EMBEDDINGS = tuple(f'mt5_model.{owner}.weight' for owner in ('shared', 'encoder.embed_tokens', 'decoder.embed_tokens'))
 
 def language_told(state: dict[str, Tensor]) -> dict[str, Any]:
     "The mT5 of a checkpoint, read from shapes."
@@ -100,9 +105,7 @@ def language_told(state: dict[str, Tensor]) -> dict[str, Any]:
     return dict(vocabulary=vocabulary, d_model=width, d_ff=shape_of(state, f'{BLOCK}.1.DenseReluDense.wi_0.weight')[0], heads=heads,
                 d_kv=shape_of(state, f'{BLOCK}.0.SelfAttention.q.weight')[0]//heads, layers=layers[0], tied='mt5_model.lm_head.weight' not in state)
 
-EMBEDDINGS = tuple(f'mt5_model.{owner}.weight' for owner in ('shared', 'encoder.embed_tokens', 'decoder.embed_tokens'))
-
-# %% ../../nbs/60_geosign/03_upstream.ipynb #da58ba20
+# %% ../../nbs/60_geosign/03_upstream.ipynb #0b1858f3
 def regulariser_told(state: dict[str, Tensor], told: dict[str, Any],  # arguments of the run
                      settings: dict[str, Any]) -> dict[str, Any]:
     "The regulariser of a checkpoint: read from tensors, then from arguments."
@@ -116,6 +119,7 @@ def regulariser_told(state: dict[str, Tensor], told: dict[str, Any],  # argument
         raise UserError("mode: the tensors do not tell how parts and text were compared; give settings={'mode': 'token'}, 'pooled' or 'attn'")
     return found
 
+# %% ../../nbs/60_geosign/03_upstream.ipynb #1ec8dc18
 def configuration_of(state: dict[str, Tensor], told: dict[str, Any], settings: dict[str, Any]) -> GeoSignConfig:
     "The configuration of a checkpoint, with some fields set differently."
     known = [one.name for one in fields(GeoSignConfig)]
@@ -138,7 +142,7 @@ def families(state: dict[str, Tensor]) -> list[list[str]]:  # the model's own st
         if CURVATURE in names: names += [alias for holder in HOLDERS if (alias := f'{holder}.{CURVATURE}') not in names]
     return list(found.values())
 
-# %% ../../nbs/60_geosign/03_upstream.ipynb #5c25f24b
+# %% ../../nbs/60_geosign/03_upstream.ipynb #fb2a5d4f
 FATES = ('taken', 'tied', 'mirrored', 'dropped', 'missing', 'unexpected')
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ class Key:
     fate: str  # one of `FATES`
     note: str = ''
 
+# %% ../../nbs/60_geosign/03_upstream.ipynb #0aadd855
 @dataclass(frozen=True)
 class KeyReport:
     "What became of every name in a checkpoint and in the model."
@@ -208,13 +213,20 @@ def fate_of_stranger(name: str, tensor: Tensor, regularised: bool) -> Key:
     if REGULARISER.match(name): return Key(name, shape, 'dropped', 'no regulariser was asked for')
     raise UserError(f'{name} in the checkpoint has no place in the model; give a pose checkpoint of Uni-Sign or Geo-Sign')
 
-# %% ../../nbs/60_geosign/03_upstream.ipynb #d2d3047a
+# %% ../../nbs/60_geosign/03_upstream.ipynb #906a6a0a
 def check_vocabulary(rows: int,  # of the embedding
                      pieces: int) -> None:  # of the tokenizer
     "Refuse a tokenizer that cannot be the one the embedding was trained with."
     if not 0 <= rows - pieces < 128:
         raise UserError(f'the checkpoint has an embedding of {rows} rows and the tokenizer {pieces} pieces; use the tokenizer it was trained with')
 
+# %% ../../nbs/60_geosign/03_upstream.ipynb #a79e2eda
+def values(own: dict[str, Tensor], rows: Iterable[Key], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    "The tensors of a file under all names of the model that share them."
+    taken = {row.name for row in rows if row.fate == 'taken'}
+    return {name: state[first] for names in families(own) for first in names if first in taken for name in names if name in own}
+
+# %% ../../nbs/60_geosign/03_upstream.ipynb #fbab0fbb
 def import_checkpoint(source: str | Path | dict[str, Any],  # a file, or its content
                       settings: dict[str, Any] | None = None,  # fields that the tensors do not tell, or that shall differ
                       vocabulary: int = 0,  # pieces of the tokenizer; 0: not compared
@@ -237,13 +249,8 @@ def import_checkpoint(source: str | Path | dict[str, Any],  # a file, or its con
     model.load_state_dict(own | values(own, rows, state))
     model.report = KeyReport(tuple(rows))
     for fate in ('dropped', 'missing', 'unexpected'):
-        if names := model.report.named(fate): warnings.warn(f'{len(names)} keys are {fate}, such as {names[0]}; see the report', stacklevel=3)
+        if names := model.report.named(fate): warnings.warn(f'{fate} keys: {len(names)}, such as {names[0]}; see the report', stacklevel=3)
     return model
-
-def values(own: dict[str, Tensor], rows: Iterable[Key], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    "The tensors of a file under all names of the model that share them."
-    taken = {row.name for row in rows if row.fate == 'taken'}
-    return {name: state[first] for names in families(own) for first in names if first in taken for name in names if name in own}
 
 # %% ../../nbs/60_geosign/03_upstream.ipynb #bf1eec44
 def upstream_state(model: PoseTranslator) -> dict[str, Tensor]:  # sharing memory where the model is on the processor
@@ -290,7 +297,7 @@ _first = (
     Deviation('Q14', 'only two full-width marks are folded in references, all of them in hypotheses', 'the same folding on both sides',
               'sixteen references could never be matched', "scores.text.text_scores: convention='upstream'"))
 
-# %% ../../nbs/60_geosign/03_upstream.ipynb #e8a549bc
+# %% ../../nbs/60_geosign/03_upstream.ipynb #80ab4096
 _second = (
     Deviation('Q15', 'three of four word-error counts are never logged', 'all counts are returned', 'defect', 'scores.word_errors.word_errors'),
     Deviation('Q16', 'word errors: costs 3, 3, 4 in a table of bytes, which overflows', 'unit costs in whole numbers',
@@ -305,7 +312,8 @@ _second = (
               'one optimiser, prepared as a whole; one process evaluates', 'defect', 'training.fit.fit'),
     Deviation('Q22', 'evaluation draws frames of long clips at random; a broken clip is replaced by another without a word',
               'frames at equal distances; a broken clip is an error', 'a score must be repeatable', 'poses.parts.frames_at_random'),
-    Deviation('Q23', 'How2Sign: the best epoch is chosen on the test split', 'the official development split', 'selection on test is not evaluation'),
+    Deviation('Q23', 'How2Sign: the best epoch is chosen on the test split', 'development clips come from train',
+              'selection on test is not evaluation', 'corpora.splits.disjoint'),
     Deviation('Q24', 'clips of the same sentence count as negatives of each other', 'the same, unless switched off', 'part of the published loss',
               f'{_config}: same_text_negatives=False'),
     Deviation('Q25', 'pre-training saves no buffers', 'the whole state is saved; files without statistics are refused', 'another network without',
@@ -318,6 +326,7 @@ _second = (
               'the value that is meant; as many steps as wanted on request', f'{_config}: iterations=50'))
 DEVIATIONS = _first + _second
 
+# %% ../../nbs/60_geosign/03_upstream.ipynb #a53d359e
 def deviations_markdown() -> str:
     "The deviations as a table."
     rows = [f'| {row.number} | {row.upstream} | {row.here} | {row.why} | {f"`{row.switch}`" if row.switch else ""} |' for row in DEVIATIONS]
