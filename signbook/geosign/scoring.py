@@ -147,7 +147,7 @@ def metrics_of(systems: dict[str, Sequence[Answers]],  # system → its answers,
                 raise UserError(f'{name}: other clips or references than {expected}; evaluate both on the same split of the same corpus')
     return {name: [joined_scores(answers)[score] for answers in runs] for name, runs in systems.items()}
 
-# %% ../../nbs/60_geosign/05_scoring.ipynb #927c83db
+# %% ../../nbs/60_geosign/05_scoring.ipynb #6b591784
 def thirds(references: Sequence[str], language: str,  # (N,) of one language
            ) -> dict[str, np.ndarray]:  # short, middle, long → (N,) bool
     "Thirds of the sentences by their number of tokens."
@@ -174,7 +174,7 @@ def slices_of(answers: Answers,
     for cut in (thirds, content_slices, lambda texts, language: rarity_slices(texts, train.get(language, []), language),
                 lambda texts, language: similarity_slices(nearest_texts(texts, train[language], language)[1])):
         found |= united(answers, cut)
-    return {name: mask for name, mask in found.items() if mask.any()}
+    return {name: mask for name, mask in found.items() if mask.any() and not mask.all()}    # the whole is no slice
 
 def stored(metric: Metric) -> dict[str, float]:  # value, low, high (four decimals), n
     "A score with its 95 % interval as it is stored; its signature stands once in the record."
