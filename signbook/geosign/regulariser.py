@@ -95,7 +95,7 @@ class Regularised:
     attention: Tensor | None  # (B, P, L) of parts over tokens, token mode only
     telemetry: dict[str, Tensor]  # name → ()
 
-# %% ../../nbs/60_geosign/02_regulariser.ipynb #60db183a
+# %% ../../nbs/60_geosign/02_regulariser.ipynb #44323bf9
 class Regulariser(nn.Module):
     "Parts of the body and texts of a batch, compared on a manifold."
     def __init__(self, config: RegulariserConfig,
@@ -125,7 +125,7 @@ class Regulariser(nn.Module):
             if self.config.mode == 'token': attention, distances = self.by_token(points, said, text_mask)
             else: mean, weights, distances = self.as_wholes(points, said)
             loss = self.geom_loss(distances, self.left_out(texts_equal, len(distances)))
-            told = self.telemetry(list(parts), vectors, words, weights, distances)
+            told = self.telemetry(vectors, words, dict(zip(parts, points)), weights, distances)
         return Regularised(loss, dict(zip(parts, points)), mean, weights, said, attention, told)
 
 # %% ../../nbs/60_geosign/02_regulariser.ipynb #5a819269
@@ -179,17 +179,19 @@ def left_out(self: Regulariser, texts_equal: Tensor | None, count: int) -> Tenso
     each = count//max(len(others), 1)
     return others.repeat_interleave(each, 0).repeat_interleave(each, 1)
 
-# %% ../../nbs/60_geosign/02_regulariser.ipynb #fd40df45
+# %% ../../nbs/60_geosign/02_regulariser.ipynb #cbdf6b6a
 @patch
 @torch.no_grad()
-def telemetry(self: Regulariser, names: list[str], vectors: Tensor, words: Tensor, weights: Tensor | None, distances: Tensor) -> dict[str, Tensor]:
+def telemetry(self: Regulariser, vectors: Tensor, words: Tensor, points: dict[str, Tensor], weights: Tensor | None,
+              distances: Tensor) -> dict[str, Tensor]:
     "What is worth a curve."
-    space, told = self.manifold, dict(temperature=self.geom_loss.temperature, margin=self.geom_loss.margin_base)
+    space, told = self.manifold, dict(temperature=self.geom_loss.temperature, margin=self.geom_loss.margin_base.detach())
     told |= dict(curvature=space.c, similarity=-distances.diagonal().mean())
-    for name, part in [*zip(names, vectors), ('text', words)]:
-        told |= {f'radius/{name}': space.dist0(space.expmap0(part)).mean(), f'boundary/{name}': space.beyond(part).sum()}
-    if weights is not None: told |= {f'weight/{name}': weight.mean() for name, weight in zip(names, weights)}
-    return {name: value.detach() for name, value in told.items()}
+    radius, stopped = space.dist0(torch.stack(list(points.values()))).mean(-1), space.beyond(vectors).sum(-1)
+    for name, far, count in zip(points, radius, stopped): told |= {f'radius/{name}': far, f'boundary/{name}': count}
+    told |= {'radius/text': space.dist0(space.expmap0(words)).mean(), 'boundary/text': space.beyond(words).sum()}
+    if weights is not None: told |= {f'weight/{name}': weight for name, weight in zip(points, weights.mean(-1))}
+    return told
 
 # %% ../../nbs/60_geosign/02_regulariser.ipynb #6645e1ef
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFOLDS', 'Manifold', 'rim', 'norm_of', 'precise', 'Hyperbolic', 'Poincare', 'Lorentz', 'angle',
-           'squared_distances', 'frechet_step_by_step', 'shares', 'distances_from', 'newton', 'Balance', 'Euclidean',
+           'squared_distances', 'frechet_step_by_step', 'shares', 'gaps_from', 'newton', 'Balance', 'Euclidean',
            'manifold_of']
 
 # %% ../../nbs/25_layers/02_manifolds.ipynb #5596cd4e
@@ -154,21 +154,22 @@ class Lorentz(Hyperbolic):
         c = precise(self.c)
         return (c*apart - ((1 + c*x2).sqrt() - (1 + c*y2).sqrt()).square()).clamp_min(0)/2
 
-# %% ../../nbs/25_layers/02_manifolds.ipynb #bb49b2a2
+# %% ../../nbs/25_layers/02_manifolds.ipynb #7639cb28
 def angle(gap: Tensor) -> Tensor:
     "The θ ≥ 0 with cosh θ = 1 + gap; its gradient where the gap is 0 is 0."
     return 2*(gap/2).clamp_min(1e-30).sqrt().asinh()*(gap > 0)
 
-def squared_distances(x: Tensor, y: Tensor) -> Tensor:  # (…, N, D), (…, M, D) → (…, N, M)
-    "Squared Euclidean distances from inner products."
-    apart = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :] - 2*torch.matmul(x, y.mT)
-    return apart.clamp_min(0)
+def squared_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (…, N, D), (…, M, D) → (…, N, M), (…, N, 1), (…, 1, M)
+    "‖x - y‖², ‖x‖² and ‖y‖² from inner products."
+    x2 = x.square().sum(-1)[..., :, None]
+    y2 = x2.mT if y is x else y.square().sum(-1)[..., None, :]
+    return (x2 + y2 - 2*torch.matmul(x, y.mT)).clamp_min(0), x2, y2
 
-# %% ../../nbs/25_layers/02_manifolds.ipynb #c00f3236
+# %% ../../nbs/25_layers/02_manifolds.ipynb #7d4dd1e5
 @patch
 def gaps(self: Hyperbolic, x: Tensor, y: Tensor) -> Tensor:  # precise (…, N, D), (…, M, D) → (…, N, M)
     "cosh of the distances (in units of 1/√c) between two sets of points, less 1."
-    return self.gap(squared_distances(x, y), x.square().sum(-1)[..., :, None], y.square().sum(-1)[..., None, :])
+    return self.gap(*squared_distances(x, y))
 
 @patch
 def pairwise(self: Hyperbolic, x: Tensor, y: Tensor) -> Tensor:  # (…, N, D), (…, M, D) → (…, N, M)
@@ -213,35 +214,36 @@ def frechet_step_by_step(points: Tensor,  # (P, B, D) in the ball
         mean = moved
     return mean, iterations
 
-# %% ../../nbs/25_layers/02_manifolds.ipynb #2efbf32d
+# %% ../../nbs/25_layers/02_manifolds.ipynb #f31e63ba
 def shares(gap: Tensor) -> tuple[Tensor, Tensor]:
     "θ/sinh θ where cosh θ = 1 + gap, and its derivative by the gap."
     squared = (gap*(gap + 2)).clamp_min(1e-24)
-    f = squared.sqrt().asinh()/squared.sqrt()
+    sinh = squared.sqrt()
+    f = sinh.asinh()/sinh
     return f, torch.where(gap < 1e-4, gap*(4/15) - 1/3, (1 - (1 + gap)*f)/squared)
 
-def distances_from(b: Tensor, gaps: Tensor) -> Tensor:  # (…, P, 1), (…, P, P) → (…, P, 1)
+def gaps_from(b: Tensor, gaps: Tensor) -> Tensor:  # (B, P, 1), (B, P, P) → (B, P, 1)
     "The gaps between a combination of points and the points."
-    return (torch.matmul(gaps, b) + (b.sum(-2, keepdim=True) - 1)).clamp_min(0)
+    return (torch.bmm(gaps, b) + (b.sum(1, keepdim=True) - 1)).clamp_min(0)
 
-# %% ../../nbs/25_layers/02_manifolds.ipynb #116ad73e
-def newton(gaps: Tensor,  # (…, P, P) between the points
-           weights: Tensor,  # (…, P, 1), not negative
-           steps: int) -> Tensor:  # (…, P, 1)
+# %% ../../nbs/25_layers/02_manifolds.ipynb #058a720d
+def newton(gaps: Tensor,  # (B, P, P) between the points
+           weights: Tensor,  # (B, P, 1), not negative
+           steps: int) -> Tensor:  # (B, P, 1)
     "The coefficients b of Fréchet means."
     gram, eye = gaps + 1, torch.eye(gaps.shape[-1], dtype=gaps.dtype, device=gaps.device)
-    b = weights/torch.matmul(weights.mT, torch.matmul(gram, weights)).clamp_min(1e-30).sqrt()
+    b = weights/torch.bmm(weights.mT, torch.bmm(gram, weights)).clamp_min(1e-30).sqrt()
     for _ in range(steps):
-        gap = distances_from(b, gaps)
+        gap = gaps_from(b, gaps)
         p, (f, slope) = gap + 1, shares(gap)
-        pull, between = weights*f, p*p.mT - gram
-        y = torch.linalg.solve_ex((pull*p).sum(-2, keepdim=True)*eye + weights*slope*between, pull)[0]
-        far = torch.matmul(y.mT, torch.matmul(between, y)).clamp_min(1e-30).sqrt()
+        pull, between = weights*f, torch.baddbmm(gram, p, p.mT, beta=-1)
+        y = torch.linalg.solve_ex(torch.bmm(p.mT, pull)*eye + weights*slope*between, pull)[0]
+        far = torch.bmm(y.mT, torch.bmm(between, y)).clamp_min(1e-30).sqrt()
         step = far.clamp(max=2)
-        b = step.cosh()*b + step.sinh()/far*(y - torch.matmul(p.mT, y)*b)
+        b = step.cosh()*b + step.sinh()/far*torch.baddbmm(y, b, torch.bmm(p.mT, y), alpha=-1)
     return b
 
-# %% ../../nbs/25_layers/02_manifolds.ipynb #507a82b5
+# %% ../../nbs/25_layers/02_manifolds.ipynb #63613efa
 class Balance(torch.autograd.Function):
     "The coefficients of Fréchet means, with gradients by implicit differentiation."
     @staticmethod
@@ -254,17 +256,17 @@ class Balance(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         gaps, weights, b = ctx.saved_tensors
-        gap = distances_from(b, gaps)
+        gap = gaps_from(b, gaps)
         p, (f, slope) = gap + 1, shares(gap)
-        size = (weights*f*p).sum(-2, keepdim=True)
-        eye = torch.eye(gaps.shape[-1], dtype=b.dtype, device=b.device)
-        jacobian = torch.matmul(eye - b*p.mT, weights*slope/size*(gaps + 1))
+        size, eye = torch.bmm(p.mT, weights*f), torch.eye(gaps.shape[-1], dtype=b.dtype, device=b.device)
+        steep = weights*slope
+        jacobian = torch.bmm(torch.baddbmm(eye, b, p.mT, alpha=-1), steep/size*(gaps + 1))
         z = torch.linalg.solve_ex((eye - jacobian).mT, gradient)[0]
-        along = torch.matmul(z.mT, b)
-        by_gamma = (z - along*p)/size
-        return (weights*slope*by_gamma - along*b/2)*b.mT, f*by_gamma, None
+        along = torch.bmm(z.mT, b)
+        by_gamma = torch.baddbmm(z, p, along, alpha=-1)/size
+        return torch.bmm(torch.baddbmm(steep*by_gamma, b, along, alpha=-.5), b.mT), f*by_gamma, None
 
-# %% ../../nbs/25_layers/02_manifolds.ipynb #607a4252
+# %% ../../nbs/25_layers/02_manifolds.ipynb #0ed6bfdb
 @patch
 def mean(self: Hyperbolic,
          points: Tensor,  # (P, B, D)
@@ -272,11 +274,11 @@ def mean(self: Hyperbolic,
          ) -> Tensor:  # (B, D)
     "Fréchet means: where the weighted sum of squared distances to the points is least."
     x, weights = precise(points).transpose(0, 1), precise(weights).T[..., None]
-    b = Balance.apply(self.gaps(x, x), weights/weights.sum(-2, keepdim=True), 10 if points.dtype == torch.float64 else 6)
+    b = Balance.apply(self.gaps(x, x), weights/weights.sum(-2, keepdim=True), 9 if points.dtype == torch.float64 else 5)
     time, scale = self.lift(x.square().sum(-1, keepdim=True))
     return self.land((b*scale*x).sum(1), (b*time).sum(1)).to(points.dtype)
 
-# %% ../../nbs/25_layers/02_manifolds.ipynb #c83bb5a6
+# %% ../../nbs/25_layers/02_manifolds.ipynb #27697b10
 class Euclidean(Manifold):
     "Flat space: what the others become for c → 0."
     name = 'euclidean'
@@ -296,7 +298,7 @@ class Euclidean(Manifold):
     def dist(self, x: Tensor, y: Tensor) -> Tensor: return 2*torch.linalg.vector_norm(x - y, dim=-1)
 
     def pairwise(self, x: Tensor, y: Tensor) -> Tensor:  # (…, N, D), (…, M, D) → (…, N, M)
-        return 2*squared_distances(precise(x), precise(y)).clamp_min(1e-30).sqrt().to(x.dtype)
+        return 2*squared_distances(precise(x), precise(y))[0].clamp_min(1e-30).sqrt().to(x.dtype)
 
     def midpoint(self, points: Tensor, weights: Tensor) -> Tensor:  # (…, L, D), (…, K, L) → (…, K, D)
         return torch.matmul(weights, points)/weights.sum(-1, keepdim=True).clamp_min(1e-15)
