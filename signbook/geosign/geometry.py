@@ -8,7 +8,7 @@ __all__ = ['PARTS', 'LOOKS', 'STYLES', 'BOXES', 'ALWAYS', 'MODES', 'HIGH', 'Geom
            'curvature_figure', 'radius_figure', 'attention_figure', 'drawable', 'ablation_figure', 'stage_shapes',
            'draw_arrow', 'draw_sketch', 'method_figure']
 
-# %% ../../nbs/60_geosign/06_geometry.ipynb #ff9548ac
+# %% ../../nbs/60_geosign/06_geometry.ipynb #f5b41e2b
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
 import torch
 from torch import Tensor, nn
 
@@ -165,7 +166,7 @@ def umap_figure(geometries: dict[str, Geometry],  # title → the clips of one s
     figure.tight_layout()
     return figure
 
-# %% ../../nbs/60_geosign/06_geometry.ipynb #47fb4032
+# %% ../../nbs/60_geosign/06_geometry.ipynb #7c9f0fe9
 STYLES = (('#4477AA', '-'), ('#CC6677', '--'), ('#228833', ':'), ('#AA3377', '-.'), ('#BBAA33', (0, (5, 1))), ('#222222', (0, (1, 1))))
 
 def column(rows: Sequence[dict], name: str) -> np.ndarray:  # (n,) nan where a row has no value
@@ -182,6 +183,7 @@ def curvature_figure(histories: dict[str, Sequence[dict]],  # label → rows wit
     for (label, (at, values)), (colour, line) in zip(curves.items(), STYLES):
         ax.plot(at, values, color=colour, linestyle=line, label=f'{label}: {values[0]:.3g} → {values[-1]:.3g}')
     ax.set_xlabel('training step' if steps == 'step' else steps); ax.set_ylabel('curvature c'); ax.legend(fontsize=7, frameon=False)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     figure.tight_layout()
     return figure
 
@@ -194,6 +196,7 @@ def radius_figure(histories: dict[str, Sequence[dict]],  # title → rows with `
             colour, marker, label = LOOKS[part]
             ax.plot(column(rows, steps), column(rows, f'radius/{part}'), color=colour, marker=marker, markersize=3, linewidth=1, label=label)
         ax.set_title(title, fontsize=8); ax.set_xlabel('training step' if steps == 'step' else steps); ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes[0, 0].set_ylabel('mean distance from the origin'); axes[0, 0].legend(fontsize=7, frameon=False)
     figure.tight_layout()
     return figure
