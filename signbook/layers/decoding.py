@@ -6,12 +6,13 @@
 __all__ = ['Decoder', 'Generated', 'leaving', 'greedy', 'continuations', 'Finished', 'beam_search', 'Memory', 'attend',
            'MT5Layer', 'MT5Decoder', 'generate', 'in_length_order', 'by_length']
 
-# %% ../../nbs/25_layers/05_decoding.ipynb #b7552aed
+# %% ../../nbs/25_layers/05_decoding.ipynb #5d3c6eaf
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -215,7 +216,7 @@ class MT5Layer:
         gate, value = F.linear(x, self.feed_in).chunk(2, -1)
         return F.linear(F.gelu(gate, approximate='tanh')*value, self.feed_out)
 
-# %% ../../nbs/25_layers/05_decoding.ipynb #93a43bdf
+# %% ../../nbs/25_layers/05_decoding.ipynb #f05a29eb
 class MT5Decoder:
     "The decoder of an mT5, one piece at a time, without dropout."
     def __init__(self, model: nn.Module):  # an MT5ForConditionalGeneration
@@ -226,7 +227,7 @@ class MT5Decoder:
         self.layers = [MT5Layer(block, config.num_heads) for block in model.decoder.block]
         self.heads, self.width = config.num_heads, config.d_kv
 
-    def begin(self, encoded, mask, beams, longest):
+    def begin(self, encoded: Tensor, mask: Tensor, beams: int, longest: int) -> Memory:
         "Keys and values of the clip in every layer, and room for those of the pieces."
         cross = [tuple(layer.heads_of(encoded, layer.clip_read).contiguous()) for layer in self.layers]
         room = (len(encoded), self.heads, longest, beams, self.width)
@@ -236,34 +237,39 @@ class MT5Decoder:
         owner = self.model.decoder.block[0].layer[0].SelfAttention   # the first block owns the numbers for distances
         return Memory(cross, past, real, family, owner.compute_bias(longest, longest)[0, :, -1])
 
-    def step(self, ids, state):
-        "Write the pieces into the memory; what may come next."
-        t, x = state.length, self.model.decoder.embed_tokens(ids)
-        state.family[:, :, t] = torch.full(2*ids.shape[1:], -torch.inf, device=ids.device).fill_diagonal_(0)
-        bias = (state.distance[:, None, -t - 1:, None] + state.family[:, None, :, :t + 1]).flatten(3)
-        for layer, clip, (keys, values) in zip(self.layers, state.cross, state.past, strict=True):
-            query, keys[:, :, t], values[:, :, t] = layer.heads_of(layer.norm(x, 0), layer.own_read)
-            x = x + F.linear(attend(query, keys[:, :, :t + 1].flatten(2, 3), values[:, :, :t + 1].flatten(2, 3), bias), layer.own_out)
-            x = x + F.linear(attend(layer.heads_of(layer.norm(x, 1), layer.clip_ask)[0], *clip, state.real), layer.clip_out)
-            x = x + layer.feed(layer.norm(x, 2))
-        state.length += 1
-        return self.model.lm_head(self.model.decoder.final_layer_norm(x)), state
+# %% ../../nbs/25_layers/05_decoding.ipynb #177d56ef
+@patch
+def step(self: MT5Decoder, ids: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+    "Write the pieces into the memory; what may come next."
+    t, x = state.length, self.model.decoder.embed_tokens(ids)
+    state.family[:, :, t] = torch.full(2*ids.shape[1:], -torch.inf, device=ids.device).fill_diagonal_(0)
+    bias = (state.distance[:, None, -t - 1:, None] + state.family[:, None, :, :t + 1]).flatten(3)
+    for layer, clip, (keys, values) in zip(self.layers, state.cross, state.past, strict=True):
+        query, keys[:, :, t], values[:, :, t] = layer.heads_of(layer.norm(x, 0), layer.own_read)
+        x = x + F.linear(attend(query, keys[:, :, :t + 1].flatten(2, 3), values[:, :, :t + 1].flatten(2, 3), bias), layer.own_out)
+        x = x + F.linear(attend(layer.heads_of(layer.norm(x, 1), layer.clip_ask)[0], *clip, state.real), layer.clip_out)
+        x = x + layer.feed(layer.norm(x, 2))
+    state.length += 1
+    return self.model.lm_head(self.model.decoder.final_layer_norm(x)), state
 
-    def reorder(self, state, order):
-        "Only the table of descent changes: nothing that was computed moves."
-        family = state.family[:, :, :state.length]
-        state.family[:, :, :state.length] = family.take_along_dim(order[:, :, None, None], 1)
-        return state
+# %% ../../nbs/25_layers/05_decoding.ipynb #dea411ff
+@patch
+def reorder(self: MT5Decoder, state: Memory, order: Tensor) -> Memory:
+    "Only the table of descent changes: nothing that was computed moves."
+    family = state.family[:, :, :state.length]
+    state.family[:, :, :state.length] = family.take_along_dim(order[:, :, None, None], 1)
+    return state
 
-    def keep(self, state, clips):
-        "The memory of these clips."
-        def written(tensor):   # copies what has been written, not the room behind it
-            room = tensor.new_empty(len(clips), *tensor.shape[1:])
-            room[:, :, :state.length] = tensor[:, :, :state.length][clips]
-            return room
-        cross = [(keys[clips], values[clips]) for keys, values in state.cross]
-        past = [(written(keys), written(values)) for keys, values in state.past]
-        return Memory(cross, past, state.real[clips], written(state.family), state.distance, state.length)
+@patch
+def keep(self: MT5Decoder, state: Memory, clips: Tensor) -> Memory:
+    "The memory of these clips."
+    def written(tensor):   # copies what has been written, not the room behind it
+        room = tensor.new_empty(len(clips), *tensor.shape[1:])
+        room[:, :, :state.length] = tensor[:, :, :state.length][clips]
+        return room
+    cross = [(keys[clips], values[clips]) for keys, values in state.cross]
+    past = [(written(keys), written(values)) for keys, values in state.past]
+    return Memory(cross, past, state.real[clips], written(state.family), state.distance, state.length)
 
 # %% ../../nbs/25_layers/05_decoding.ipynb #cff4bfb5
 @torch.no_grad()

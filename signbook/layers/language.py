@@ -6,7 +6,7 @@
 __all__ = ['PAD', 'EOS', 'UNKNOWN', 'IGNORED', 'SPOKEN_NAMES', 'MT5_BASE', 'train_sentencepiece', 'model_file', 'Pieces',
            'prompt_for', 'small_mt5', 'quiet', 'mt5_config', 'pretrained_mt5', 'SmoothedCrossEntropy', 'cross_entropy']
 
-# %% ../../nbs/25_layers/04_language.ipynb #80f733ed
+# %% ../../nbs/25_layers/04_language.ipynb #76b27f68
 import hashlib
 import io
 import json
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 with warnings.catch_warnings():
@@ -63,7 +64,7 @@ def model_file(name: str | Path,  # a folder, or the name of a repository on the
         raise UserError(f'{name}: neither a folder with {file} nor in the local cache of the hub, and it could not be downloaded; '
                         f'give a folder, or fetch it once where there is a network') from error
 
-# %% ../../nbs/25_layers/04_language.ipynb #6cdeec6d
+# %% ../../nbs/25_layers/04_language.ipynb #3fa93e6b
 @dataclass(frozen=True, repr=False)
 class Pieces:
     "A sentencepiece model: text to numbers and back."
@@ -108,27 +109,31 @@ class Pieces:
         "The bytes as a file."
         write_atomic(path, self.model)
 
-    def encode(self,
-               text: str,
-               longest: int | None = None,  # numbers at most, the end included
-               ) -> list[int]:  # ends with 1 in any case
-        "The numbers of a text."
-        ids = self.processor.encode(text)
-        return [*(ids if longest is None else ids[:longest - 1]), EOS]
+# %% ../../nbs/25_layers/04_language.ipynb #7f8d8d79
+@patch
+def encode(self: Pieces,
+           text: str,
+           longest: int | None = None,  # numbers at most, the end included
+           ) -> list[int]:  # ends with 1 in any case
+    "The numbers of a text."
+    ids = self.processor.encode(text)
+    return [*(ids if longest is None else ids[:longest - 1]), EOS]
 
-    def batch(self,
-              texts: Sequence[str],
-              longest: int = 50,
-              ) -> Tensor:  # (B, L) long, 0 behind the end; L is the longest at hand
-        "The numbers of several texts, filled up."
-        rows = [self.encode(text, longest) for text in texts]
-        width = max(map(len, rows), default=0)
-        return torch.tensor([row + [PAD]*(width - len(row)) for row in rows], dtype=torch.long).view(len(rows), width)
+@patch
+def batch(self: Pieces,
+          texts: Sequence[str],
+          longest: int = 50,
+          ) -> Tensor:  # (B, L) long, 0 behind the end; L is the longest at hand
+    "The numbers of several texts, filled up."
+    rows = [self.encode(text, longest) for text in texts]
+    width = max(map(len, rows), default=0)
+    return torch.tensor([row + [PAD]*(width - len(row)) for row in rows], dtype=torch.long).view(len(rows), width)
 
-    def decode(self, ids: Iterable[int] | Tensor) -> str:
-        "The text; padding, ends, unknown pieces and numbers beyond the list are passed over."
-        ids = ids.tolist() if isinstance(ids, Tensor) else ids
-        return self.processor.decode([i for i in ids if UNKNOWN < i < self.size])
+@patch
+def decode(self: Pieces, ids: Iterable[int] | Tensor) -> str:
+    "The text; padding, ends, unknown pieces and numbers beyond the list are passed over."
+    ids = ids.tolist() if isinstance(ids, Tensor) else ids
+    return self.processor.decode([i for i in ids if UNKNOWN < i < self.size])
 
 # %% ../../nbs/25_layers/04_language.ipynb #71467809
 SPOKEN_NAMES = {'de': 'German', 'en': 'English', 'zh': 'Chinese'}
