@@ -183,7 +183,7 @@ def dist(self: Hyperbolic, x: Tensor, y: Tensor) -> Tensor:  # (…, D), broadca
     gap = self.gap((a - b).square().sum(-1), a.square().sum(-1), b.square().sum(-1))
     return (angle(gap)/precise(self.c).sqrt()).to(x.dtype)
 
-# %% ../../nbs/25_layers/02_manifolds.ipynb #742b82a8
+# %% ../../nbs/25_layers/02_manifolds.ipynb #8324e9dd
 @patch
 def midpoint(self: Hyperbolic,
              points: Tensor,  # (…, L, D)
@@ -192,7 +192,7 @@ def midpoint(self: Hyperbolic,
     "Weighted sums on the hyperboloid, stretched back onto it."
     x, weights = precise(points), precise(weights)
     time, scale = self.lift(x.square().sum(-1, keepdim=True))
-    space, time = torch.matmul(weights, scale*x), torch.matmul(weights, time)
+    space, time = torch.matmul(weights*scale.mT, x), torch.matmul(weights, time)
     size = (time.square() - precise(self.c)*space.square().sum(-1, keepdim=True)).clamp_min(1e-30).sqrt()
     return self.land(space/size, time/size).to(points.dtype)
 
@@ -266,7 +266,7 @@ class Balance(torch.autograd.Function):
         by_gamma = torch.baddbmm(z, p, along, alpha=-1)/size
         return torch.bmm(torch.baddbmm(steep*by_gamma, b, along, alpha=-.5), b.mT), f*by_gamma, None
 
-# %% ../../nbs/25_layers/02_manifolds.ipynb #0ed6bfdb
+# %% ../../nbs/25_layers/02_manifolds.ipynb #7b58f464
 @patch
 def mean(self: Hyperbolic,
          points: Tensor,  # (P, B, D)
@@ -276,7 +276,7 @@ def mean(self: Hyperbolic,
     x, weights = precise(points).transpose(0, 1), precise(weights).T[..., None]
     b = Balance.apply(self.gaps(x, x), weights/weights.sum(-2, keepdim=True), 9 if points.dtype == torch.float64 else 5)
     time, scale = self.lift(x.square().sum(-1, keepdim=True))
-    return self.land((b*scale*x).sum(1), (b*time).sum(1)).to(points.dtype)
+    return self.land(torch.bmm((b*scale).mT, x)[:, 0], (b*time).sum(1)).to(points.dtype)
 
 # %% ../../nbs/25_layers/02_manifolds.ipynb #27697b10
 class Euclidean(Manifold):
