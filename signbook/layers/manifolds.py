@@ -173,7 +173,7 @@ def squared_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:  #
     y2 = x2.mT if y is x else y.square().sum(-1)[..., None, :]
     return torch.sub(x2 + y2, torch.matmul(x, y.mT), alpha=2).clamp_min(0), x2, y2
 
-# %% ../../nbs/25_layers/02_manifolds.ipynb #a5e39145
+# %% ../../nbs/25_layers/02_manifolds.ipynb #2d4823d7
 @patch
 def gaps(self: Hyperbolic, x: Tensor, y: Tensor) -> Tensor:  # precise (…, N, D), (…, M, D) → (…, N, M)
     "cosh of the distances (in units of 1/√c) between two sets of points, less 1."
@@ -182,14 +182,14 @@ def gaps(self: Hyperbolic, x: Tensor, y: Tensor) -> Tensor:  # precise (…, N, 
 @patch
 def pairwise(self: Hyperbolic, x: Tensor, y: Tensor) -> Tensor:  # (…, N, D), (…, M, D) → (…, N, M)
     "All distances between two sets of points."
-    return (Angle.apply(self.gaps(precise(x), precise(y)))/precise(self.c).sqrt()).to(x.dtype)
+    return Angle.apply(self.gaps(precise(x), precise(y)).to(x.dtype))/self.c.to(x.dtype).sqrt()
 
 @patch
 def dist(self: Hyperbolic, x: Tensor, y: Tensor) -> Tensor:  # (…, D), broadcast → (…)
     "Length of the shortest way from x to y."
     a, b = precise(x), precise(y)
     gap = self.gap((a - b).square().sum(-1), a.square().sum(-1), b.square().sum(-1))
-    return (Angle.apply(gap)/precise(self.c).sqrt()).to(x.dtype)
+    return Angle.apply(gap.to(x.dtype))/self.c.to(x.dtype).sqrt()
 
 # %% ../../nbs/25_layers/02_manifolds.ipynb #8324e9dd
 @patch
