@@ -314,6 +314,9 @@ def test_points_at_the_rim_are_counted():
     told = made()(far, lengths, text, mask).telemetry
     assert told["boundary/left"] == 6 and told["boundary/body"] == 0
     assert float(told["radius/left"]) == pytest.approx(6.2126 / 1.5**0.5, abs=1e-2) and told["radius/left"] > told["radius/body"]
+    loud = text.masked_fill(mask[..., None], 0) * 1000 + text.masked_fill(~mask[..., None], 0) * 0.1  # loud where nobody speaks
+    told = made(mode="token")(parts, lengths, loud, mask).telemetry
+    assert told["boundary/text"] == 0 and told["radius/text"] < 1
     flat = made("euclidean")(far, lengths, text, mask).telemetry
     assert flat["boundary/left"] == 0 and flat["radius/left"] > 10 and flat["curvature"] == 0
 

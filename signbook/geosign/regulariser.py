@@ -95,7 +95,7 @@ class Regularised:
     attention: Tensor | None  # (B, P, L) of parts over tokens, token mode only
     telemetry: dict[str, Tensor]  # name → ()
 
-# %% ../../nbs/60_geosign/02_regulariser.ipynb #44323bf9
+# %% ../../nbs/60_geosign/02_regulariser.ipynb #b4a1b394
 class Regulariser(nn.Module):
     "Parts of the body and texts of a batch, compared on a manifold."
     def __init__(self, config: RegulariserConfig,
@@ -108,7 +108,9 @@ class Regulariser(nn.Module):
         self.hyp_proj_text = Projection(text_width, dim)
         self.hyp_attn_W, self.hyp_attn_b = nn.Parameter(torch.eye(dim)), nn.Parameter(torch.zeros(dim))
         self.geom_loss, self.loss_alpha_logit = Contrast(config.smoothing), nn.Parameter(torch.zeros(()))
-        if config.mode == 'attn': self.text_pool_attn = nn.Linear(text_width, 1)
+        if config.mode == 'attn':
+            self.text_pool_attn = nn.Linear(text_width, 1)
+            nn.init.trunc_normal_(self.text_pool_attn.weight, std=0.02); nn.init.zeros_(self.text_pool_attn.bias)
 
     def forward(self, parts: dict[str, Tensor],  # part → (B, T, C)
                 lengths: Tensor,  # (B,) frames
@@ -125,7 +127,7 @@ class Regulariser(nn.Module):
             if self.config.mode == 'token': attention, distances = self.by_token(points, said, text_mask)
             else: mean, weights, distances = self.as_wholes(points, said)
             loss = self.geom_loss(distances, self.left_out(texts_equal, len(distances)))
-            told = self.telemetry(vectors, words, dict(zip(parts, points)), weights, distances)
+            told = self.telemetry(vectors, words, text_mask, dict(zip(parts, points)), weights, distances)
         return Regularised(loss, dict(zip(parts, points)), mean, weights, said, attention, told)
 
 # %% ../../nbs/60_geosign/02_regulariser.ipynb #5a819269
@@ -179,17 +181,19 @@ def left_out(self: Regulariser, texts_equal: Tensor | None, count: int) -> Tenso
     each = count//max(len(others), 1)
     return others.repeat_interleave(each, 0).repeat_interleave(each, 1)
 
-# %% ../../nbs/60_geosign/02_regulariser.ipynb #cbdf6b6a
+# %% ../../nbs/60_geosign/02_regulariser.ipynb #6f98b7a2
 @patch
 @torch.no_grad()
-def telemetry(self: Regulariser, vectors: Tensor, words: Tensor, points: dict[str, Tensor], weights: Tensor | None,
+def telemetry(self: Regulariser, vectors: Tensor, words: Tensor, mask: Tensor, points: dict[str, Tensor], weights: Tensor | None,
               distances: Tensor) -> dict[str, Tensor]:
     "What is worth a curve."
     space, told = self.manifold, dict(temperature=self.geom_loss.temperature, margin=self.geom_loss.margin_base.detach())
     told |= dict(curvature=space.c, similarity=-distances.diagonal().mean())
     radius, stopped = space.dist0(torch.stack(list(points.values()))).mean(-1), space.beyond(vectors).sum(-1)
     for name, far, count in zip(points, radius, stopped): told |= {f'radius/{name}': far, f'boundary/{name}': count}
-    told |= {'radius/text': space.dist0(space.expmap0(words)).mean(), 'boundary/text': space.beyond(words).sum()}
+    real = mask if words.ndim == 3 else torch.ones_like(mask[:, 0])   # a text is a point, or its real tokens are
+    far = space.dist0(space.expmap0(words)).masked_fill(~real, 0).sum()
+    told |= {'radius/text': far/real.sum().clamp_min(1), 'boundary/text': (space.beyond(words) & real).sum()}
     if weights is not None: told |= {f'weight/{name}': weight for name, weight in zip(points, weights.mean(-1))}
     return told
 
