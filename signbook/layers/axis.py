@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['GROUP', 'POINTS', 'TAPS', 'RESULTS', 'OF_TAPS', 'OF_RESULTS', 'OF_FRAMES', 'WIDE', 'Axis', 'laid_out', 'twice',
            'onto', 'off', 'normalised_by_layers', 'rectified_by_layers', 'stripe', 'striped', 'mask', 'float_of',
-           'bits_of', 'get', 'put', 'tiled', 'folded', 'first_frame', 'summed', 'rectified', 'Held', 'Real', 'measured',
-           'fitted', 'forwards', 'pulled', 'pushed', 'gated', 'backwards', 'Rectified', 'rectified_norm', 'convolved',
-           'powers', 'blended', 'frames_to_tiles', 'tiles_to_results', 'results_to_tiles', 'tiles_to_frames',
-           'pointwise', 'ToomCook', 'over_time']
+           'bits_of', 'get', 'put', 'tiled', 'folded', 'first_frame', 'summed', 'rectified', 'Held', 'Real',
+           'real_frames', 'measured', 'fitted', 'forwards', 'pulled', 'pushed', 'gated', 'backwards', 'Rectified',
+           'rectified_norm', 'convolved', 'powers', 'blended', 'frames_to_tiles', 'tiles_to_results',
+           'results_to_tiles', 'tiles_to_frames', 'pointwise', 'ToomCook', 'over_time']
 
 # %% ../../nbs/25_layers/00_axis.ipynb #5e86ebbd
 from collections.abc import Sequence
@@ -25,22 +25,18 @@ from torch.nn import functional
 
 from ..errors import UserError
 
-# %% ../../nbs/25_layers/00_axis.ipynb #eed8a3e7
+# %% ../../nbs/25_layers/00_axis.ipynb #1f09adc4
 @dataclass(frozen=True)
 class Axis:
     "Clips of a batch, one after the other on one axis of frames."
     real: Tensor  # (P,) bool: frames of clips; the others are gaps
     places: Tensor  # (N,) where the real frames are, clip by clip
     sources: Tensor  # (N,) where they are in a padded batch that is flattened to (B·T, …)
-    start: int = 0  # place of the first real frame
+    start: int  # place of the first real frame
+    halves: int = 1  # 2: two equal axes, one behind the other
     masks: dict = field(default_factory=dict)  # made by `mask`
 
-    @property
-    def count(self) -> int:
-        "Real frames."
-        return len(self.places)
-
-# %% ../../nbs/25_layers/00_axis.ipynb #0bae937c
+# %% ../../nbs/25_layers/00_axis.ipynb #56a1d6e0
 GROUP = 16  # frames; the axis is a multiple of it
 
 def laid_out(lengths: Sequence[int],  # of the clips
@@ -59,8 +55,8 @@ def laid_out(lengths: Sequence[int],  # of the clips
     return Axis(real.to(device), torch.from_numpy(places).to(device), torch.from_numpy(np.flatnonzero(inside)).to(device), gap)
 
 def twice(axis: Axis) -> Axis:
-    "Two axes of the same kind, one behind the other."
-    return Axis(axis.real.repeat(2), torch.cat([axis.places, axis.places + len(axis.real)]), axis.sources.repeat(2), axis.start)
+    "Two batches of the same lengths, one behind the other."
+    return Axis(axis.real.repeat(2), torch.cat([axis.places, axis.places + len(axis.real)]), axis.sources.repeat(2), axis.start, 2)
 
 # %% ../../nbs/25_layers/00_axis.ipynb #902fca69
 def onto(axis: Axis,
@@ -78,15 +74,15 @@ def off(axis: Axis,
     "Back to a padded batch."
     return x.new_zeros(batch*longest, x.shape[1]).index_copy(0, axis.sources, x[axis.places]).view(batch, longest, -1)
 
-# %% ../../nbs/25_layers/00_axis.ipynb #c2fc97a6
+# %% ../../nbs/25_layers/00_axis.ipynb #8c62e28e
 def normalised_by_layers(x: Tensor,  # (V, P, C)
                          bias: Tensor,  # (V, C)
                          norm: nn.BatchNorm2d,
                          axis: Axis,
                          ) -> Tensor:  # (V, N, C): the real frames
     "Batch normalisation over the real frames."
-    frames = x[:, axis.places] + bias[:, None]
-    return norm(frames.flatten(0, 1)[..., None, None]).view_as(frames)
+    halves = (x[:, axis.places] + bias[:, None]).chunk(axis.halves, 1)
+    return torch.cat([norm(frames.flatten(0, 1)[..., None, None]).view_as(frames) for frames in halves], 1)
 
 def rectified_by_layers(x: Tensor,  # (V, P, C)
                         bias: Tensor,  # (V, C)
@@ -102,7 +98,7 @@ def rectified_by_layers(x: Tensor,  # (V, P, C)
     elif residual is not None: y = y + residual[:, axis.places]
     return torch.zeros_like(x).index_copy(1, axis.places, functional.relu(y).to(x.dtype))
 
-# %% ../../nbs/25_layers/00_axis.ipynb #f0864cb3
+# %% ../../nbs/25_layers/00_axis.ipynb #c76bdaf9
 def stripe(channels: int) -> int:  # numbers, a multiple of the channels
     "How many numbers the innermost loop runs over."
     frames = 1
@@ -118,7 +114,7 @@ def striped(x: Tensor) -> np.ndarray:  # (V, P, C) → (V, stripes, numbers); bf
 def mask(axis: Axis, channels: int, dtype: torch.dtype) -> np.ndarray:  # (stripes, numbers) of 0 and 1
     "Which numbers of the stripes are real."
     if (channels, dtype) not in axis.masks:
-        wide = axis.real.to(dtype)[:, None].expand(-1, channels).reshape(-1, stripe(channels))
+        wide = axis.real.to(dtype).repeat_interleave(channels).view(-1, stripe(channels))
         axis.masks[channels, dtype] = wide.numpy()
     return axis.masks[channels, dtype]
 
@@ -152,13 +148,15 @@ def _put(row, j, value):
         row[j] = types.uint16(even if value == value else types.uint32(0x7fc0))
     return rounded
 
-# %% ../../nbs/25_layers/00_axis.ipynb #196194d5
+# %% ../../nbs/25_layers/00_axis.ipynb #b8161abb
 @njit(cache=True)
 def tiled(values, numbers, like):  # (V, C) → (V, numbers), of the type of `like`
     "Channels repeated along a stripe."
+    channels = values.shape[1]
     out = np.empty((len(values), numbers), like.dtype)
     for v in range(len(values)):
-        for j in range(numbers): out[v, j] = values[v, j % values.shape[1]]
+        for start in range(0, numbers, channels):
+            for c in range(channels): out[v, start + c] = values[v, c]
     return out
 
 @njit(cache=True)
@@ -166,7 +164,8 @@ def folded(sums, channels):  # (V, numbers) → (V, C) float64
     "Sums over a stripe, channel by channel."
     out = np.zeros((len(sums), channels))
     for v in range(len(sums)):
-        for j in range(sums.shape[1]): out[v, j % channels] += sums[v, j]
+        for start in range(0, sums.shape[1], channels):
+            for c in range(channels): out[v, c] += sums[v, start + c]
     return out
 
 @njit(cache=True)
@@ -178,14 +177,14 @@ def first_frame(x, start, channels):  # → (V, C) float64
         for c in range(channels): out[v, c] = get(x[v, start//frames], (start % frames)*channels + c)
     return out
 
-# %% ../../nbs/25_layers/00_axis.ipynb #64262baf
+# %% ../../nbs/25_layers/00_axis.ipynb #dfc05464
 @njit(cache=True)
-def summed(x, centre, real, first, second):  # (V, S, J), (V, J), (S, J) → (V, J) twice
+def summed(x, centre, real, first, second):  # (V, S, J), (V, J) → (V, J) twice
     "Sums and sums of squares of x - centre."
     for v in range(len(x)):
         a, b, c = first[v], second[v], centre[v]
-        for s in range(x.shape[1]):
-            row, m = x[v, s], real[s]
+        for s in range(real.first, real.last):
+            row, m = x[v, s], real.mask[s]
             for j in range(len(row)):
                 away = (get(row, j) - c[j])*m[j]
                 a[j] += away
@@ -197,19 +196,21 @@ def rectified(x, scale, shift, residual, residual_scale, real, out):
     zero = scale.dtype.type(0)
     for v in range(len(x)):
         base = shift[v]
-        for s in range(x.shape[1]):
-            row, m, o = x[v, s], real[s], out[v, s]
+        for s in range(real.first, real.last):
+            row, m, o = x[v, s], real.mask[s], out[v, s]
             if len(residual):
                 r = residual[v, s]
                 for j in range(len(row)):
                     y = get(row, j)*scale[j] + base[j] + get(r, j)*residual_scale[j]
-                    put(o, j, zero if m[j] == zero or y <= zero else y)
+                    y = zero if y <= zero or m[j] == zero else y
+                    put(o, j, y)
             else:
                 for j in range(len(row)):
                     y = get(row, j)*scale[j] + base[j]
-                    put(o, j, zero if m[j] == zero or y <= zero else y)
+                    y = zero if y <= zero or m[j] == zero else y
+                    put(o, j, y)
 
-# %% ../../nbs/25_layers/00_axis.ipynb #223b281c
+# %% ../../nbs/25_layers/00_axis.ipynb #5cba86a9
 class Held(NamedTuple):
     "Of a normalisation: arrays that it learns, statistics that it keeps."
     bias: np.ndarray  # (V, C)
@@ -219,10 +220,18 @@ class Held(NamedTuple):
     variance: np.ndarray  # (C,), running
 
 class Real(NamedTuple):
-    "The real frames, for the kernels."
-    mask: np.ndarray  # (S, J) of 0 and 1
+    "The real frames of a half of an axis, for the kernels."
+    mask: np.ndarray  # (S, J) of 0 and 1, of the whole axis
     start: int  # place of the first
     count: int  # how many
+    first: int  # stripe of the half
+    last: int  # the stripe after it
+
+def real_frames(axis: Axis, channels: int, dtype: torch.dtype) -> list[Real]:
+    "For each half."
+    wide, stripes = mask(axis, channels, dtype), len(axis.real)*channels//stripe(channels)//axis.halves
+    return [Real(wide, axis.start + half*len(axis.real)//axis.halves, len(axis.places)//axis.halves, half*stripes, (half + 1)*stripes)
+            for half in range(axis.halves)]
 
 @njit(cache=True)
 def measured(x, bias, real, mean, variance, sums):
@@ -230,7 +239,7 @@ def measured(x, bias, real, mean, variance, sums):
     channels, size = bias.shape[1], len(x)*real.count
     pilot = first_frame(x, real.start, channels)
     first, second = np.zeros((len(x), x.shape[2]), bias.dtype), np.zeros((len(x), x.shape[2]), bias.dtype)
-    summed(x, tiled(pilot, x.shape[2], bias), real.mask, first, second)
+    summed(x, tiled(pilot, x.shape[2], bias), real, first, second)
     away, squares = folded(first, channels), folded(second, channels)
     for v in range(len(x)):
         for c in range(channels):
@@ -241,7 +250,7 @@ def measured(x, bias, real, mean, variance, sums):
             off = pilot[v, c] + bias[v, c] - mean[c]
             variance[c] += (squares[v, c] + 2*off*away[v, c] + real.count*off*off)/size
 
-# %% ../../nbs/25_layers/00_axis.ipynb #fe99bdc3
+# %% ../../nbs/25_layers/00_axis.ipynb #c29a60d5
 @njit(cache=True)
 def fitted(x, held, real, training, momentum, eps, found, sums, scale, shift):
     "Writes what was found (mean, 1/√(σ²+ε)), the scale (C,) that follows, and adds the shift (V, C)."
@@ -265,16 +274,16 @@ def forwards(x, held, residual, residual_held, real, training, momentum, eps, fo
     fitted(x, held, real, training, momentum, eps, found[0], sums[0], scale[0], shift)
     if len(residual_held.weight): fitted(residual, residual_held, real, training, momentum, eps, found[1], sums[1], scale[1], shift)
     wide = tiled(scale, numbers, like)
-    rectified(x, wide[0], tiled(shift, numbers, like), residual, wide[1], real.mask, out)
+    rectified(x, wide[0], tiled(shift, numbers, like), residual, wide[1], real, out)
 
-# %% ../../nbs/25_layers/00_axis.ipynb #86605c78
+# %% ../../nbs/25_layers/00_axis.ipynb #53c9372a
 @njit(cache=True)
-def pulled(dy, y, x, centre, first, second):
+def pulled(dy, y, x, centre, real, first, second):
     "Sums of g and of g·(x - centre)."
     zero = centre.dtype.type(0)
     for v in range(len(x)):
         a, b, c = first[v], second[v], centre[v]
-        for s in range(x.shape[1]):
+        for s in range(real.first, real.last):
             row, up, out = x[v, s], dy[v, s], y[v, s]
             for j in range(len(row)):
                 g = get(up, j) if get(out, j) > zero else zero
@@ -287,28 +296,31 @@ def pushed(dy, y, x, slope, along, shift, real, dx):
     zero = slope.dtype.type(0)
     for v in range(len(x)):
         base = shift[v]
-        for s in range(x.shape[1]):
-            row, up, out, m, o = x[v, s], dy[v, s], y[v, s], real[s], dx[v, s]
+        for s in range(real.first, real.last):
+            row, up, out, m, o = x[v, s], dy[v, s], y[v, s], real.mask[s], dx[v, s]
             for j in range(len(row)):
                 g = get(up, j) if get(out, j) > zero else zero
                 put(o, j, (slope[j]*g + along[j]*get(row, j) + base[j])*m[j])
 
 @njit(cache=True)
-def gated(dy, y, dx):
+def gated(dy, y, real, dx):
     "g: what passes the rectifier."
+    zero = real.dtype.type(0)
     for v in range(len(dy)):
         for s in range(dy.shape[1]):
             up, out, o = dy[v, s], y[v, s], dx[v, s]
-            for j in range(len(up)): put(o, j, get(up, j) if get(out, j) > 0 else 0*get(out, j))
+            for j in range(len(up)):
+                g = get(up, j) if get(out, j) > zero else zero
+                put(o, j, g)
 
-# %% ../../nbs/25_layers/00_axis.ipynb #5001efbb
+# %% ../../nbs/25_layers/00_axis.ipynb #924f7367
 @njit(cache=True)
 def backwards(dy, y, x, held, real, training, found, sums, dx, dbias, dweight, dshift):
-    "Writes ∂x, and ∂bias (V, C), ∂weight and ∂shift (C,)."
+    "Writes ∂x; adds to ∂bias (V, C), ∂weight and ∂shift (C,)."
     numbers, channels, size = x.shape[2], held.bias.shape[1], len(x)*real.count
     pilot = first_frame(x, real.start, channels)
     first, second = np.zeros((len(x), numbers), held.bias.dtype), np.zeros((len(x), numbers), held.bias.dtype)
-    pulled(dy, y, x, tiled(pilot, numbers, held.bias), first, second)
+    pulled(dy, y, x, tiled(pilot, numbers, held.bias), real, first, second)
     g, gx = folded(first, channels), folded(second, channels)
     line, shift = np.zeros((2, channels)), np.zeros((len(x), channels))
     for c in range(channels):
@@ -316,17 +328,19 @@ def backwards(dy, y, x, held, real, training, found, sums, dx, dbias, dweight, d
         for v in range(len(x)):
             level += g[v, c]
             weight += (gx[v, c] + g[v, c]*(pilot[v, c] + held.bias[v, c] - mean))*inverse
-        dshift[c], dweight[c], line[0, c] = level, weight, held.weight[c]*inverse
+        dshift[c] += level
+        dweight[c] += weight
+        line[0, c] = held.weight[c]*inverse
         if training: line[1, c] = -line[0, c]*inverse*weight/size
         constant = -line[0, c]*level/size - line[1, c]*mean if training else 0.
         for v in range(len(x)):
             shift[v, c] = constant + line[1, c]*held.bias[v, c]
-            dbias[v, c] = line[0, c]*g[v, c] + line[1, c]*sums[v, c] + real.count*constant
+            dbias[v, c] += line[0, c]*g[v, c] + line[1, c]*sums[v, c] + real.count*constant
     wide = tiled(line, numbers, held.bias)
-    pushed(dy, y, x, wide[0], wide[1], tiled(shift, numbers, held.bias), real.mask, dx)
+    pushed(dy, y, x, wide[0], wide[1], tiled(shift, numbers, held.bias), real, dx)
 
-# %% ../../nbs/25_layers/00_axis.ipynb #3b90b182
-def _held(bias: Tensor, weight: Tensor, shift: Tensor, norm: nn.BatchNorm2d | None) -> Held:
+# %% ../../nbs/25_layers/00_axis.ipynb #0f4f6c8c
+def _held(bias: Tensor, weight: Tensor, shift: Tensor, norm: nn.BatchNorm2d) -> Held:
     return Held(*(t.detach().numpy() for t in (bias, weight, shift, norm.running_mean, norm.running_var)))
 
 class Rectified(torch.autograd.Function):
@@ -339,29 +353,29 @@ class Rectified(torch.autograd.Function):
             residual_bias = residual_bias.contiguous()
             theirs = _held(residual_bias, residual_weight, residual_shift, residual_norm)
         if norm.training:
-            for each in {norm, residual_norm} - {None}: each.num_batches_tracked += 1
-        ctx.real = Real(mask(axis, x.shape[2], weight.dtype), axis.start, axis.count)
-        ctx.found, ctx.sums, ctx.norms, ctx.training = np.zeros((2, 2, x.shape[2])), np.zeros((2, *bias.shape)), (norm, residual_norm), norm.training
-        forwards(striped(x), _held(bias, weight, shift, norm), striped(x[:0] if residual is None else residual), theirs, ctx.real,
-                 norm.training, norm.momentum, norm.eps, ctx.found, ctx.sums, striped(out))
+            for each in {norm, residual_norm} - {None}: each.num_batches_tracked += axis.halves
+        ctx.halves = [(real, np.zeros((2, 2, x.shape[2])), np.zeros((2, *bias.shape))) for real in real_frames(axis, x.shape[2], weight.dtype)]
+        given = striped(x), _held(bias, weight, shift, norm), striped(x[:0] if residual is None else residual), theirs
+        for half in ctx.halves: forwards(*given, half[0], norm.training, norm.momentum, norm.eps, *half[1:], striped(out))
         ctx.save_for_backward(x, bias, weight, shift, residual, residual_bias, residual_weight, residual_shift, out)
+        ctx.norms, ctx.training = (norm, residual_norm), norm.training
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        x, bias, weight, shift, residual, residual_bias, residual_weight, residual_shift, y = ctx.saved_tensors
-        dy = striped(dy.contiguous())
+        x, bias, weight, shift, residual, residual_bias, residual_weight, residual_shift, out = ctx.saved_tensors
+        dy, y = striped(dy.contiguous()), striped(out)
         def back(which, x, bias, weight, shift):
-            out = [torch.empty_like(t) for t in (x, bias, weight, shift)]
-            backwards(dy, striped(y), striped(x), _held(bias, weight, shift, ctx.norms[which]), ctx.real, ctx.training,
-                      ctx.found[which], ctx.sums[which], striped(out[0]), *(t.numpy() for t in out[1:]))
-            return out
+            results = [torch.empty_like(x), *(torch.zeros_like(t) for t in (bias, weight, shift))]
+            held, arrays = _held(bias, weight, shift, ctx.norms[which]), [striped(results[0]), *(t.numpy() for t in results[1:])]
+            for real, found, sums in ctx.halves: backwards(dy, y, striped(x), held, real, ctx.training, found[which], sums[which], *arrays)
+            return results
         first, second = back(0, x, bias, weight, shift), [None]*4
         if residual_bias is not None: second = back(1, residual, residual_bias, residual_weight, residual_shift)
         elif residual is not None:
-            second[0] = torch.empty_like(y)
-            gated(dy, striped(y), striped(second[0]))
+            second[0] = torch.empty_like(out)
+            gated(dy, y, ctx.halves[0][0].mask, striped(second[0]))
         return *first, *second, None, None, None
 
 # %% ../../nbs/25_layers/00_axis.ipynb #17620a4a
