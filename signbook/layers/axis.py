@@ -6,9 +6,10 @@
 __all__ = ['GROUP', 'POINTS', 'TAPS', 'RESULTS', 'OF_TAPS', 'OF_RESULTS', 'OF_FRAMES', 'WIDE', 'Axis', 'laid_out', 'twice',
            'onto', 'off', 'normalised_by_layers', 'rectified_by_layers', 'stripe', 'striped', 'mask', 'float_of',
            'bits_of', 'get', 'put', 'tiled', 'folded', 'first_frame', 'summed', 'rectified', 'Held', 'Real',
-           'real_frames', 'measured', 'fitted', 'forwards', 'pulled', 'pushed', 'gated', 'backwards', 'Rectified',
+           'real_frames', 'measured', 'fitted', 'forwards', 'pulled', 'pushed', 'backwards', 'Rectified',
            'rectified_norm', 'convolved', 'powers', 'blended', 'frames_to_tiles', 'tiles_to_results',
-           'results_to_tiles', 'tiles_to_frames', 'pointwise', 'ToomCook', 'over_time']
+           'results_to_tiles', 'tiles_to_frames', 'pointwise', 'ToomCook', 'few_joints', 'tiles_of', 'at_points',
+           'over_time']
 
 # %% ../../nbs/25_layers/00_axis.ipynb #5e86ebbd
 from collections.abc import Sequence
@@ -276,7 +277,7 @@ def forwards(x, held, residual, residual_held, real, training, momentum, eps, fo
     wide = tiled(scale, numbers, like)
     rectified(x, wide[0], tiled(shift, numbers, like), residual, wide[1], real, out)
 
-# %% ../../nbs/25_layers/00_axis.ipynb #53c9372a
+# %% ../../nbs/25_layers/00_axis.ipynb #b349f1c0
 @njit(cache=True)
 def pulled(dy, y, x, centre, real, first, second):
     "Sums of g and of g·(x - centre)."
@@ -291,32 +292,26 @@ def pulled(dy, y, x, centre, real, first, second):
                 b[j] += g*(get(row, j) - c[j])
 
 @njit(cache=True)
-def pushed(dy, y, x, slope, along, shift, real, dx):
-    "slope·g + along·x + shift, 0 in the gaps."
+def pushed(dy, y, x, slope, along, shift, real, dx, passed):
+    "slope·g + along·x + shift, 0 in the gaps; and g itself, if there is room for it."
     zero = slope.dtype.type(0)
     for v in range(len(x)):
         base = shift[v]
         for s in range(real.first, real.last):
             row, up, out, m, o = x[v, s], dy[v, s], y[v, s], real.mask[s], dx[v, s]
+            if len(passed):
+                p = passed[v, s]
+                for j in range(len(row)):
+                    g = get(up, j) if get(out, j) > zero else zero
+                    put(p, j, g)
             for j in range(len(row)):
                 g = get(up, j) if get(out, j) > zero else zero
                 put(o, j, (slope[j]*g + along[j]*get(row, j) + base[j])*m[j])
 
+# %% ../../nbs/25_layers/00_axis.ipynb #fceb0a47
 @njit(cache=True)
-def gated(dy, y, real, dx):
-    "g: what passes the rectifier."
-    zero = real.dtype.type(0)
-    for v in range(len(dy)):
-        for s in range(dy.shape[1]):
-            up, out, o = dy[v, s], y[v, s], dx[v, s]
-            for j in range(len(up)):
-                g = get(up, j) if get(out, j) > zero else zero
-                put(o, j, g)
-
-# %% ../../nbs/25_layers/00_axis.ipynb #924f7367
-@njit(cache=True)
-def backwards(dy, y, x, held, real, training, found, sums, dx, dbias, dweight, dshift):
-    "Writes ∂x; adds to ∂bias (V, C), ∂weight and ∂shift (C,)."
+def backwards(dy, y, x, held, real, training, found, sums, dx, dbias, dweight, dshift, passed):
+    "Writes ∂x, and g if wanted; adds to ∂bias (V, C), ∂weight and ∂shift (C,)."
     numbers, channels, size = x.shape[2], held.bias.shape[1], len(x)*real.count
     pilot = first_frame(x, real.start, channels)
     first, second = np.zeros((len(x), numbers), held.bias.dtype), np.zeros((len(x), numbers), held.bias.dtype)
@@ -337,9 +332,9 @@ def backwards(dy, y, x, held, real, training, found, sums, dx, dbias, dweight, d
             shift[v, c] = constant + line[1, c]*held.bias[v, c]
             dbias[v, c] += line[0, c]*g[v, c] + line[1, c]*sums[v, c] + real.count*constant
     wide = tiled(line, numbers, held.bias)
-    pushed(dy, y, x, wide[0], wide[1], tiled(shift, numbers, held.bias), real, dx)
+    pushed(dy, y, x, wide[0], wide[1], tiled(shift, numbers, held.bias), real, dx, passed)
 
-# %% ../../nbs/25_layers/00_axis.ipynb #0f4f6c8c
+# %% ../../nbs/25_layers/00_axis.ipynb #ec417737
 def _held(bias: Tensor, weight: Tensor, shift: Tensor, norm: nn.BatchNorm2d) -> Held:
     return Held(*(t.detach().numpy() for t in (bias, weight, shift, norm.running_mean, norm.running_var)))
 
@@ -366,16 +361,14 @@ class Rectified(torch.autograd.Function):
     def backward(ctx, dy):
         x, bias, weight, shift, residual, residual_bias, residual_weight, residual_shift, out = ctx.saved_tensors
         dy, y = striped(dy.contiguous()), striped(out)
-        def back(which, x, bias, weight, shift):
+        def back(which, x, bias, weight, shift, passed):
             results = [torch.empty_like(x), *(torch.zeros_like(t) for t in (bias, weight, shift))]
-            held, arrays = _held(bias, weight, shift, ctx.norms[which]), [striped(results[0]), *(t.numpy() for t in results[1:])]
+            held, arrays = _held(bias, weight, shift, ctx.norms[which]), [striped(results[0]), *(t.numpy() for t in results[1:]), striped(passed)]
             for real, found, sums in ctx.halves: backwards(dy, y, striped(x), held, real, ctx.training, found[which], sums[which], *arrays)
             return results
-        first, second = back(0, x, bias, weight, shift), [None]*4
-        if residual_bias is not None: second = back(1, residual, residual_bias, residual_weight, residual_shift)
-        elif residual is not None:
-            second[0] = torch.empty_like(out)
-            gated(dy, y, ctx.halves[0][0].mask, striped(second[0]))
+        passed = torch.empty_like(out) if residual is not None and residual_bias is None else out[:0]
+        first, second = back(0, x, bias, weight, shift, passed), [passed if len(passed) else None, None, None, None]
+        if residual_bias is not None: second = back(1, residual, residual_bias, residual_weight, residual_shift, out[:0])
         return *first, *second, None, None, None
 
 # %% ../../nbs/25_layers/00_axis.ipynb #17620a4a
@@ -456,40 +449,54 @@ def tiles_to_frames(tiles, weights, dx):  # (V, P/4, 8, C), Bᵀ → (V, P, C)
             dx[v, 4*n:4*n + 4] += kept[:4]
             dx[v, 4*n + 4:4*n + 8] = kept[4:]
 
-# %% ../../nbs/25_layers/00_axis.ipynb #7361ebb2
-def pointwise(x: Tensor,  # (V, P, C), P a multiple of 4
+# %% ../../nbs/25_layers/00_axis.ipynb #7257e2cd
+def pointwise(x: Tensor,  # (V, P, C)
               weight: Tensor,  # (D, C, 1, 1), or (8·D, C, 1, 1) for eight groups
               groups: int = 1) -> Tensor:  # (V, P, D)
     "The same matrix at every frame."
-    cuts = 1 if len(x) >= 16 else 4
-    images = x.view(len(x)*cuts, 1, x.shape[1]//cuts, x.shape[2]).permute(0, 3, 1, 2)
-    return functional.conv2d(images, weight, groups=groups).permute(0, 2, 3, 1).reshape(len(x), x.shape[1], -1)
+    return functional.conv2d(x.permute(0, 2, 1)[:, :, None], weight, dilation=2, groups=groups).squeeze(2).permute(0, 2, 1)
 
+# %% ../../nbs/25_layers/00_axis.ipynb #db95c656
 class ToomCook(torch.autograd.Function):
     "Convolution over five frames with two fifths of the multiplications."
     @staticmethod
     def forward(ctx, x, weight):
-        (joints, length, channels), width, kind = x.shape, len(weight), x.detach().numpy().dtype
-        tiles = x.new_empty(joints, length//4, 8, channels)
-        frames_to_tiles(x.detach().numpy(), OF_FRAMES.astype(kind), tiles.numpy())
-        points = (torch.from_numpy(OF_TAPS.astype(kind))@weight.detach().reshape(width*channels, TAPS).T).view(8, width, channels)
-        products = pointwise(tiles.flatten(2), points.flatten(0, 1)[..., None, None], 8)
-        y = x.new_empty(joints, length, width)
-        tiles_to_results(products.view(joints, -1, 8, width).numpy(), np.ascontiguousarray(OF_RESULTS.T.astype(kind)), y.numpy())
-        ctx.save_for_backward(tiles, points)
+        kind, width, points = x.detach().numpy().dtype, len(weight), at_points(weight.detach())
+        y = x.new_empty(*x.shape[:2], width)
+        for some in few_joints(x):
+            products = pointwise(tiles_of(x[some].detach()).flatten(2), points.flatten(0, 1)[..., None, None], 8)
+            tiles_to_results(products.unflatten(2, (8, width)).numpy(), np.ascontiguousarray(OF_RESULTS.T.astype(kind)), y[some].numpy())
+        ctx.save_for_backward(x, points)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        (tiles, points), kind = ctx.saved_tensors, dy.numpy().dtype
-        up, dx = tiles.new_empty(*tiles.shape[:3], points.shape[1]), tiles.new_empty(len(tiles), dy.shape[1], tiles.shape[3])
-        results_to_tiles(dy.contiguous().numpy(), OF_RESULTS.astype(kind), up.numpy())
-        dtiles = pointwise(up.flatten(2), points.transpose(1, 2).flatten(0, 1)[..., None, None], 8).view_as(tiles)
-        tiles_to_frames(dtiles.numpy(), np.ascontiguousarray(OF_FRAMES.T.astype(kind)), dx.numpy())
-        dpoints = torch.bmm(up.flatten(0, 1).permute(1, 2, 0), tiles.flatten(0, 1).transpose(0, 1))
-        dweight = (torch.from_numpy(OF_TAPS.T.astype(kind))@dpoints.flatten(1)).T
-        return dx, dweight.reshape(points.shape[1], -1, TAPS, 1)
+        (x, points), dy = ctx.saved_tensors, dy.contiguous()
+        kind, (_, width, channels) = x.numpy().dtype, points.shape
+        dx, dpoints, transposed = torch.empty_like(x), torch.zeros_like(points), points.transpose(1, 2).flatten(0, 1)[..., None, None]
+        for some in few_joints(x):
+            tiles, up = tiles_of(x[some]), x.new_empty(len(x[some]), x.shape[1]//RESULTS, 8, width)
+            results_to_tiles(dy[some].numpy(), OF_RESULTS.astype(kind), up.numpy())
+            dtiles = pointwise(up.flatten(2), transposed, 8).unflatten(2, (8, channels))
+            tiles_to_frames(dtiles.numpy(), np.ascontiguousarray(OF_FRAMES.T.astype(kind)), dx[some].numpy())
+            dpoints.baddbmm_(up.flatten(0, 1).permute(1, 2, 0), tiles.flatten(0, 1).transpose(0, 1))
+        return dx, (torch.from_numpy(OF_TAPS.T.astype(kind))@dpoints.flatten(1)).T.reshape(width, channels, TAPS, 1)
+
+def few_joints(x: Tensor) -> list[slice]:
+    "Joints whose tiles fit into a cache of a few megabytes."
+    joints = max(1, 2**19//x[0].numel())
+    return [slice(start, start + joints) for start in range(0, len(x), joints)]
+
+def tiles_of(x: Tensor) -> Tensor:  # (V, P, C) → (V, P/4, 8, C)
+    "Frames evaluated."
+    tiles = x.new_empty(len(x), x.shape[1]//RESULTS, 8, x.shape[2])
+    frames_to_tiles(x.numpy(), OF_FRAMES.astype(tiles.numpy().dtype), tiles.numpy())
+    return tiles
+
+def at_points(weight: Tensor) -> Tensor:  # (D, C, 5, 1) → (8, D, C)
+    "Taps evaluated."
+    return (torch.from_numpy(OF_TAPS).to(weight.dtype)@weight.reshape(-1, TAPS).T).view(8, *weight.shape[:2])
 
 # %% ../../nbs/25_layers/00_axis.ipynb #79d413fb
 WIDE = 128  # channels from which fewer multiplications pay
