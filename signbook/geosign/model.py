@@ -168,7 +168,7 @@ def regulariser_config(config: GeoSignConfig) -> RegulariserConfig:
                              smoothing=config.pair_smoothing, pooled_padding=config.pooled_padding,
                              same_text_negatives=config.same_text_negatives, iterations=config.iterations)
 
-# %% ../../nbs/60_geosign/01_model.ipynb #a0b6a4b1
+# %% ../../nbs/60_geosign/01_model.ipynb #93db2203
 @dataclass
 class Encoded:
     "A batch up to the encoder: all that the losses and the search need of it."
@@ -179,17 +179,23 @@ class Encoded:
     hidden: Tensor  # (B, P + T, W) states of the encoder
 
 @patch
-def encode(self: PoseTranslator, batch: dict[str, Tensor]) -> Encoded:  # parts, lengths, prompt (B, P), prompt_mask (B, P)
-    "Prompt and frames through the streams and the encoder."
+def read(self: PoseTranslator, parts: dict[str, Tensor],  # part → (B, T, C), from the streams
+         batch: dict[str, Tensor],  # lengths (B,), prompt (B, P), prompt_mask (B, P)
+         ) -> Encoded:
+    "Prompt and features through the encoder."
     lengths, prompt, known = batch['lengths'], batch['prompt'], batch['prompt_mask'].bool()
-    skip = self.config.padding == 'skip'
-    if skip: prompt, known = beside_frames(prompt, known)
-    parts = self.streams({name: batch[name] for name in self.part_names}, lengths if skip else None)
+    if self.config.padding == 'skip': prompt, known = beside_frames(prompt, known)
     frames = self.pose_proj(torch.cat([parts[name] for name in self.part_names], -1) + self.part_para)
     embeds = torch.cat([self.mt5_model.get_input_embeddings()(prompt), frames], 1)
     real = torch.cat([known, mask(lengths, frames.shape[1])], 1)
     hidden = self.mt5_model.encoder(inputs_embeds=embeds, attention_mask=real).last_hidden_state
     return Encoded(parts, lengths, embeds, real, hidden)
+
+@patch
+def encode(self: PoseTranslator, batch: dict[str, Tensor]) -> Encoded:  # the batch of `read` with the parts (B, T, V, channels)
+    "Prompt and frames through the streams and the encoder."
+    shown = {name: batch[name] for name in self.part_names}
+    return self.read(self.streams(shown, batch['lengths'] if self.config.padding == 'skip' else None), batch)
 
 # %% ../../nbs/60_geosign/01_model.ipynb #431a6120
 @patch
