@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'corpus_app', 'reference_app', 'Preset', 'Corpus', 'Seeds', 'Settings', 'Root', 'Output', 'Project', 'CorpusId',
            'CorpusRoot', 'Number', 'Seed', 'reproduce', 'status', 'plan', 'corpus_list', 'corpus_show', 'corpus_get',
-           'corpus_check', 'corpus_build', 'corpus_export', 'corpus_audit', 'recognise', 'score', 'doctor',
+           'corpus_check', 'corpus_build', 'corpus_export', 'corpus_audit', 'recognise', 'score', 'doctor', 'translate',
            'reference_update', 'reference_compare', 'reference_readme', 'clean', 'main']
 
 # %% ../../nbs/90_workbook/11_cli.ipynb #ab736d12
@@ -232,6 +232,20 @@ def doctor(output: Output = None, root: Root = None):
         typer.echo(f'{finding.state:6}{finding.name:13}{finding.told}')
         if finding.fix: typer.echo(f'{"":19}→ {finding.fix}')
     raise typer.Exit(1 if any(finding.state == 'wrong' for finding in findings) else 0)
+
+# %% ../../nbs/90_workbook/11_cli.ipynb #781b5e28
+@app.command()
+def translate(clip: Annotated[str, typer.Argument(help='a .pose file, a .pkl of whole bodies, or corpus:clip such as csl_daily:S000020_P0000_T00')],
+              run: Annotated[str, typer.Option(help='a finished training run of Geo-Sign or Uni-Sign')],
+              language: Annotated[str | None, typer.Option(help='to be written: de, en or zh; default: that of the clip')] = None,
+              beams: Annotated[int, typer.Option(help='prefixes that the search keeps')] = 4,
+              best: Annotated[int, typer.Option(help='how many sentences to print')] = 3,
+              root: CorpusRoot = None,
+              fps: Annotated[float | None, typer.Option(help='frames a second of a pickle, which states none; default 25')] = None):
+    "Translate one clip: the best sentences with their mean log probability a piece."
+    from signbook.workbook.translating import translate as found
+    def tell(line: str) -> None: typer.echo(printable(line), err=True)
+    for line in found(clip, run, language, beams, best, root, fps, tell).lines(): typer.echo(printable(line))
 
 # %% ../../nbs/90_workbook/11_cli.ipynb #f799a7a3
 @reference_app.command('update')
