@@ -13,6 +13,7 @@ from torch import nn
 from signbook.errors import UserError
 from signbook.layers import axis as axes
 from signbook.layers.stgcn import GRAPHS, PartStreams, plain_streams
+from signbook.layers.temporal import convolved, over_time
 
 SMALL, WIDE = (8, 8, 16, 16), (64, 64, 128, 256)
 CHAINS = ("proj_linear", "gcn_modules", "fusion_gcn_modules")
@@ -322,7 +323,7 @@ def test_fewer_multiplications_give_the_same_convolution(dtype):
     up = torch.randn(9, 64, 160, dtype=dtype)
     up[:, :2] = up[:, -2:] = 0
     outs = []
-    for way, kind in ((axes.convolved, torch.float64), (axes.over_time, dtype)):
+    for way, kind in ((convolved, torch.float64), (over_time, dtype)):
         a, b = x.to(kind).requires_grad_(), weight.to(kind).requires_grad_()
         y = way(a, b)
         outs.append([y[:, 2:-2], *torch.autograd.grad(y, (a, b), up.to(kind))])
