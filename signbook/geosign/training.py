@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SMALL', 'PRESETS', 'OWN', 'TrainingConfig', 'configure', 'thinned', 'refuse_unreadable', 'shown', 'Sentences',
            'prompts', 'make_pieces', 'Epochs', 'Epoch', 'Telemetry', 'loss_with', 'moved', 'searched', 'evaluation',
-           'groups_of', 'fit_config', 'start_from', 'write_run', 'train', 'fitted', 'Trained', 'read_pieces', 'load']
+           'groups_of', 'fit_config', 'start_from', 'from_public', 'write_run', 'train', 'fitted', 'Trained',
+           'read_pieces', 'load']
 
 # %% ../../nbs/60_geosign/04_training.ipynb #b605d855
 import csv
@@ -33,7 +34,7 @@ from ..poses.skeletons import coco133
 from ..training.checkpoints import first_difference
 from ..training.fit import FitConfig, fit, parameter_groups
 
-# %% ../../nbs/60_geosign/04_training.ipynb #6ee747d1
+# %% ../../nbs/60_geosign/04_training.ipynb #85092c5f
 @dataclass(frozen=True)
 class TrainingConfig:
     "How a translator is trained; the defaults are the fine-tuning of the paper."
@@ -51,6 +52,7 @@ class TrainingConfig:
     dev_clips: int = 0            # dev clips translated after an epoch; 0: all
     dev_beams: int = 4
     evaluation_batch: int = 64    # clips
+    upstream: str = ''            # file of a public checkpoint to start from; its pieces are those of `language_model`
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -251,7 +253,15 @@ def start_from(model: PoseTranslator, folder: str | Path,  # a finished run
     model.load_state_dict({**model.state_dict(), **other.state_dict()} if other.regulariser is None or model.regulariser is not None else
                           {name: value for name, value in other.state_dict().items() if name in model.state_dict()})
 
-# %% ../../nbs/60_geosign/04_training.ipynb #8eddba6e
+# %% ../../nbs/60_geosign/04_training.ipynb #4dd20746
+def from_public(config: GeoSignConfig, training: TrainingConfig) -> PoseTranslator:
+    "The translator of the public checkpoint that the training starts from."
+    if not config.language_model:
+        raise UserError(f'upstream: {training.upstream} has no vocabulary; name the folder of its mT5 (google/mt5-base) in language_model')
+    own = {name: getattr(config, name) for name in OWN if name not in ('pooled_padding', 'prompt', 'language_model')}
+    return PoseTranslator.from_upstream(training.upstream, own, curvature='reset')
+
+# %% ../../nbs/60_geosign/04_training.ipynb #fedc09ff
 def write_run(folder: Path, config: GeoSignConfig, training: TrainingConfig, pieces: Pieces) -> None:
     "What a run has beside its weights."
     folder.mkdir(parents=True, exist_ok=True)
@@ -264,15 +274,15 @@ def train(train_clips: Sequence[Clip], dev_clips: Sequence[Clip],  # layout coco
           start: str | Path | None = None,  # a finished run of the same shape
           progress: bool = False) -> 'Trained':
     "A trained translator; an interrupted training goes on where it was."
-    folder = Path(folder)
     if start is not None: pieces = read_pieces(start)
-    pieces = pieces or make_pieces([clip.text for clip in train_clips], [clip.language for clip in train_clips], config.vocabulary)
+    elif config.language_model: pieces = Pieces.read(config.language_model)
+    elif pieces is None: pieces = make_pieces([clip.text for clip in train_clips], [clip.language for clip in train_clips], config.vocabulary)
     if not config.language_model: config = replace(config, vocabulary=pieces.size)
-    data, dev = (Sentences(clips, config, training, pieces) for clips in (train_clips, dev_clips))
     torch.manual_seed(training.seed)
-    model = PoseTranslator(config)
+    model = from_public(config, training) if training.upstream else PoseTranslator(config)
     if start is not None: start_from(model, start, pieces)
-    return fitted(model, data, dev, folder, progress)
+    data, dev = (Sentences(clips, model.config, training, pieces) for clips in (train_clips, dev_clips))
+    return fitted(model, data, dev, Path(folder), progress)
 
 # %% ../../nbs/60_geosign/04_training.ipynb #f17da676
 def fitted(model: PoseTranslator, data: Sentences, dev: Sentences, folder: Path, progress: bool = False) -> 'Trained':

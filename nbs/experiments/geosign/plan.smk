@@ -6,6 +6,25 @@ def settings(*classes):
 
 MODEL, TRAINING, STAGES = ('model', 'GeoSignConfig'), ('training', 'TrainingConfig'), ('pretraining', 'PretrainingConfig')
 
+def changed_by(settings, changed): return {**{name: value for name, value in settings.items() if name not in changed}, **changed}
+
+# Real corpora: every variant starts from `--set upstream=FILE` (a public checkpoint) or from the mT5 that language_model names.
+if request.corpus in ('csl_daily', 'how2sign', 'openasl', 'wlasl'):
+    corpus, evaluated = f'corpora/prepare-{request.corpus}-s0', {}
+    for seed in seeds:
+        for variant, changed in dict(unisign_steps=dict(manifold='none'), euclid_token=dict(manifold='euclidean', mode='token'),
+                                     hyp_pooled=dict(manifold='poincare', mode='pooled'), hyp_token=dict(manifold='poincare', mode='token')).items():
+            trained = step('geosign', 'finetune', 'geosign/finetune.ipynb', variant=variant, seed=seed, inputs=dict(corpus=corpus), gpus=1,
+                           parameters=dict(preset=request.preset, variant=variant, settings=changed_by(settings(MODEL, TRAINING), changed), seed=seed))
+            evaluated[f'{variant}_s{seed}'] = step('geosign', 'evaluate', 'geosign/evaluate.ipynb', variant=variant, seed=seed, gpus=1,
+                inputs=dict(corpus=corpus, train=trained), parameters=dict(corpus=request.corpus, variant=variant, seed=seed))
+    step('geosign', 'tables', 'geosign/tables.ipynb', inputs=evaluated)
+
+# The corpus of stage 1: Uni-Sign alone.
+if request.corpus == 'csl_news':
+    step('geosign', 'pretrain', 'geosign/pretrain.ipynb', inputs=dict(corpus='corpora/prepare-csl_news-s0'), gpus=1,
+         parameters=dict(preset=request.preset, settings=settings(MODEL, TRAINING, STAGES)))
+
 if request.corpus == 'pocket':
     given = settings(MODEL, TRAINING)
     shaped = {name: value for name, value in given.items() if name not in ('manifold', 'mode', 'seed')}
