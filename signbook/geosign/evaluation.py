@@ -6,10 +6,9 @@
 __all__ = ['at_rate', 'corpus', 'known_and_dev', 'answers_of', 'geometry_over', 'first_batch']
 
 # %% ../../nbs/60_geosign/11_evaluation.ipynb #6ff96953
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -77,8 +77,8 @@ class Steps:
 
 def stage(model: nn.Module, batches: Steps, loss, rate: float, training: TrainingConfig, folder: Path) -> None:
     "Train for one epoch, or go on where it was interrupted."
-    config = FitConfig(epochs=1, learning_rate=rate, weight_decay=training.weight_decay, warmup=min(30, len(batches)//4), clip_norm=training.clip_norm,
-                       seed=training.seed, monitor='train_loss', progress=False, precision=training.precision,
+    config = FitConfig(epochs=1, learning_rate=rate, weight_decay=training.weight_decay, warmup=min(30, len(batches)//4),
+                       clip_norm=training.clip_norm, seed=training.seed, monitor='train_loss', progress=False, precision=training.precision,
                        device='auto' if training.precision != 'no' else 'cpu')
     fit(model, batches, loss, None, config, folder)
 

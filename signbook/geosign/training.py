@@ -65,11 +65,11 @@ class TrainingConfig:
 SMALL = GeoSignConfig(widths='8-8-16-16', vocabulary=300, d_model=64, d_ff=128, d_kv=16, heads=4, layers=2, dropout=0.0, dim=32, tokens=50)
 PRESETS = dict(
     paper=(GeoSignConfig(), TrainingConfig()),
-    laptop=(SMALL, TrainingConfig(fps=12.5, epochs=2, batch_size=32, accumulation=1, learning_rate=1.5e-3, regulariser_rate=1.5e-3, warmup_epochs=.1,
-                                  precision='no', select='last', dev_clips=50, dev_beams=1)),
+    laptop=(SMALL, TrainingConfig(fps=12.5, epochs=2, batch_size=32, accumulation=1, learning_rate=1.5e-3, regulariser_rate=1.5e-3,
+                                  warmup_epochs=.1, precision='no', select='last', dev_clips=50, dev_beams=1)),
     smoke=(replace(SMALL, vocabulary=200, d_model=32, d_ff=64, heads=2, layers=1, dim=16),
-           TrainingConfig(fps=12.5, epochs=1, batch_size=16, accumulation=1, learning_rate=2e-3, regulariser_rate=2e-3, warmup_epochs=.1, precision='no',
-                          select='last', dev_clips=8, dev_beams=1)))
+           TrainingConfig(fps=12.5, epochs=1, batch_size=16, accumulation=1, learning_rate=2e-3, regulariser_rate=2e-3, warmup_epochs=.1,
+                          precision='no', select='last', dev_clips=8, dev_beams=1)))
 
 # %% ../../nbs/60_geosign/04_training.ipynb #b28f634b
 def configure(preset: str = 'laptop',  # 'smoke', 'laptop' or 'paper'
@@ -98,11 +98,12 @@ def thinned(frames: int,  # T
 def refuse_unreadable(clip: Clip) -> None:
     "An error for a clip that a translator cannot be shown."
     if clip.layout != coco133.name:
-        raise UserError(f'clip {clip.id}: the translator reads layout coco133, this is {clip.layout}; estimate whole-body landmarks or convert it first')
+        raise UserError(f'clip {clip.id}: the translator reads layout coco133, not {clip.layout}; estimate whole-body landmarks or convert it')
     if not len(clip): raise UserError(f'clip {clip.id}: it has no frames; leave it out')
     broken = ~(np.isfinite(clip.points[..., :2]).all((1, 2)) & np.isfinite(clip.confidence).all(1))
     if broken.any():
-        raise UserError(f'clip {clip.id}: frame {int(broken.argmax())} holds a value that is no number; mend the file, or set the score of lost landmarks to 0')
+        raise UserError(f'clip {clip.id}: frame {int(broken.argmax())} holds a value that is no number; '
+                        'mend the file, or set the score of lost landmarks to 0')
 
 def shown(clip: Clip,  # layout coco133
           config: GeoSignConfig, training: TrainingConfig,
