@@ -6,7 +6,7 @@
 __all__ = ['SPLITS', 'SIGNED', 'named', 'clip_in_file', 'unknown', 'made_clip', 'stored_clip', 'whole_body', 'language_for',
            'hands_seen', 'body_seen', 'Reading', 'told_of', 'read_one', 'left_out', 'Translated', 'translate']
 
-# %% ../../nbs/90_workbook/14_translating.ipynb #1d12955f
+# %% ../../nbs/90_workbook/14_translating.ipynb #d4224489
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ from ..errors import UserError
 from ..geosign.training import Trained, load, thinned
 from ..layers.language import SPOKEN_NAMES
 from ..poses.clips import Clip, check
+from ..poses.faces import FACE_STREAM, VERTICES, has_mesh, with_face
 from ..poses.parts import FEWEST, PARTS, THRESHOLD
 from ..poses.skeletons import coco133, convert, correspondence
 
@@ -37,14 +38,14 @@ def named(clip: str,  # a path, or corpus:clip
     if not colon or not name: raise UserError(f'{clip}: names a corpus but no clip; write {corpus}:ID with the id of a clip')
     return corpus, name
 
-# %% ../../nbs/90_workbook/14_translating.ipynb #de354bad
+# %% ../../nbs/90_workbook/14_translating.ipynb #f034edfb
 def clip_in_file(path: Path,
                  fps: float | None = None,  # of a pickle, which states none; None = 25
                  ) -> Clip:  # in the layout of the file
     "The clip in a file."
     if path.suffix == '.pose':
         if fps is not None: raise UserError(f'--fps {fps:g}: {path.name} states its own frame rate; leave --fps out')
-        return read_pose(path)
+        return read_pose(path, face=True)
     if path.suffix not in ('.pkl', '.pickle'):
         raise UserError(f'{path}: a .pose file, a whole-body pickle (.pkl) or corpus:clip was expected; see signbook corpus list for the corpora')
     if fps is not None and not 0 < fps <= 1000: raise UserError(f'--fps {fps:g}: not a frame rate; write frames per second, such as 30')
@@ -87,11 +88,11 @@ def stored_clip(corpus: str,  # with files
     if name not in listed: raise unknown(corpus, name, listed)
     return reader(corpus).clip(folder, listed[name])
 
-# %% ../../nbs/90_workbook/14_translating.ipynb #8046a4f0
+# %% ../../nbs/90_workbook/14_translating.ipynb #5af30375
 SIGNED = tuple(name for name in coco133.points if re.search('_hand_|_shoulder|_elbow|_wrist', name))  # what a clip must have places for
 
 def whole_body(clip: Clip,  # of any layout
-               ) -> tuple[Clip, str]:  # layout coco133; what was lost, '' if nothing
+               ) -> tuple[Clip, str]:  # layout coco133; what was lost or stands in, '' if nothing
     "The clip as the translator takes it."
     if clip.layout == coco133.name: return clip, ''
     _, lost = correspondence(clip.layout, coco133.name)
@@ -99,10 +100,12 @@ def whole_body(clip: Clip,  # of any layout
         raise UserError(f'clip {clip.id}: layout {clip.layout} has no {missing[0]} and {len(missing) - 1} further landmarks of arms and hands '
                         'that a translator reads; give a clip of coco133, holistic75 or skels50')
     points, confidence, _ = convert(clip.points, clip.confidence, clip.layout, coco133.name)
+    body = replace(clip, points=points, confidence=confidence, layout=coco133.name, streams={})
+    way = f'{clip.layout} → {coco133.name}'
+    if has_mesh(clip): return with_face(body, clip.streams[FACE_STREAM]), f'{way}, the face from the nearest {len(VERTICES)} vertices of its mesh'
     counts = {name: (sum(one in lost for one in part.names), len(part.names)) for name, part in PARTS.items()}
     told = ', '.join(f'{gone} of {there} in {name}' for name, (gone, there) in counts.items() if gone)
-    body = replace(clip, points=points, confidence=confidence, layout=coco133.name, streams={})
-    return body, f'{clip.layout} has no counterpart of {told}: read as not seen' if told else ''
+    return body, f'{way}; lost, read as not seen: {told}'
 
 # %% ../../nbs/90_workbook/14_translating.ipynb #4092d35f
 def language_for(clip: Clip,
@@ -129,7 +132,7 @@ def body_seen(clip: Clip,  # layout coco133
     "Whether the body has a box, so that anything is shown."
     return int((clip.confidence[:, PARTS['body'].places] > THRESHOLD).sum()) >= FEWEST
 
-# %% ../../nbs/90_workbook/14_translating.ipynb #b8050a28
+# %% ../../nbs/90_workbook/14_translating.ipynb #fefacbf3
 @dataclass
 class Reading:
     "A clip ready to be translated, and what happened to it on the way."
@@ -144,7 +147,7 @@ def told_of(clip: Clip,  # layout coco133
     "What there is to know about a clip before anybody trusts its translation."
     count = f'{len(clip):,} frame{"s" if len(clip) > 1 else ""} at {clip.fps:g} a second{" (assumed: the file states no rate)" if assumed else ""}'
     told = [f'read: clip {clip.id}, {count}, layout {layout}, a hand seen in {hands_seen(clip):.0%} of the frames']
-    if lost: told.append(f'lost: {lost}')
+    if lost: told.append(f'converted: {lost}')
     if not hands_seen(clip): told.append('no hand: none is seen in any frame, so body and face alone were translated')
     return told
 
