@@ -51,7 +51,7 @@ def clip_in_file(path: Path,
     if fps is not None and not 0 < fps <= 1000: raise UserError(f'--fps {fps:g}: not a frame rate; write frames per second, such as 30')
     return read_whole_body(path, 25. if fps is None else fps)
 
-# %% ../../nbs/90_workbook/14_translating.ipynb #a570c424
+# %% ../../nbs/90_workbook/14_translating.ipynb #1c4043cb
 SPLITS = ('train', 'dev', 'test', 'test_signers', 'test_sentences', 'dictionary')  # of embedded corpora; a clip's name tells its own
 
 def unknown(corpus: str, name: str, known: Iterable[str]) -> UserError:  # an error to raise
@@ -59,6 +59,7 @@ def unknown(corpus: str, name: str, known: Iterable[str]) -> UserError:  # an er
     some = ', '.join(list(known)[:3]) or 'none'
     return UserError(f'{corpus}: no clip {name!r}; its clips have names such as {some}')
 
+# %% ../../nbs/90_workbook/14_translating.ipynb #c5bafdd7
 def made_clip(corpus: str,  # an embedded one
               name: str,  # of a clip
               ) -> Clip:  # layout coco133
@@ -120,25 +121,27 @@ def language_for(clip: Clip,
     if own not in known and not said: raise UserError(f'clip {clip.id}: its language is not known; add --language, one of {", ".join(known)}')
     return own if own in known else said
 
-# %% ../../nbs/90_workbook/14_translating.ipynb #0a9a7c3c
+# %% ../../nbs/90_workbook/14_translating.ipynb #e9ea933a
 def hands_seen(clip: Clip,  # layout coco133
                ) -> float:  # share of the frames
     "How often half the landmarks of a hand count as seen, for the hand that is seen more often."
     sure = clip.confidence > THRESHOLD
     return max(float((sure[:, PARTS[side].places].mean(1) >= .5).mean()) for side in ('left', 'right'))
 
+# %% ../../nbs/90_workbook/14_translating.ipynb #e60f0786
 def body_seen(clip: Clip,  # layout coco133
               ) -> bool:
     "Whether the body has a box, so that anything is shown."
     return int((clip.confidence[:, PARTS['body'].places] > THRESHOLD).sum()) >= FEWEST
 
-# %% ../../nbs/90_workbook/14_translating.ipynb #fefacbf3
+# %% ../../nbs/90_workbook/14_translating.ipynb #dc481a8e
 @dataclass
 class Reading:
     "A clip ready to be translated, and what happened to it on the way."
     clip: Clip  # layout coco133, with the language to write
     told: list[str]  # lines for the reader
 
+# %% ../../nbs/90_workbook/14_translating.ipynb #db356167
 def told_of(clip: Clip,  # layout coco133
             layout: str,  # in which it came
             lost: str,  # on the way to coco133
@@ -168,7 +171,7 @@ def read_one(name: str,  # a path, or corpus:clip
     if body_seen(body): return Reading(body, told_of(body, clip.layout, lost, not corpus and Path(inner).suffix != '.pose' and fps is None))
     raise UserError(f'clip {body.id}: no body is seen in its {len(body):,} frames, so there is nothing to translate; estimate the poses again')
 
-# %% ../../nbs/90_workbook/14_translating.ipynb #c381212a
+# %% ../../nbs/90_workbook/14_translating.ipynb #998a3afd
 def left_out(clip: Clip, trained: Trained) -> str:  # '' if every frame is read
     "Which frames of a clip the translator does not read."
     at_rate, longest = len(thinned(len(clip), clip.fps, trained.training.fps)), trained.config.frames
@@ -177,6 +180,7 @@ def left_out(clip: Clip, trained: Trained) -> str:  # '' if every frame is read
     if at_rate > longest: rules.append(f'at most {longest}, spread evenly')
     return f'shown: {min(at_rate, longest):,} of {len(clip):,} frames ({", then ".join(rules)})'
 
+# %% ../../nbs/90_workbook/14_translating.ipynb #a261f727
 @dataclass
 class Translated:
     "What a translator says about a clip."
