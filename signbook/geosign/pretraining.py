@@ -122,7 +122,8 @@ def begin_where_data_are(model: PoseTranslator, parts: Sequence[dict[str, np.nda
         seen = torch.from_numpy(seen[np.abs(seen).sum(1) > 0].astype(np.float32))
         if len(seen) < 2: continue
         with torch.no_grad():
-            linear.weight.normal_(std=.5).div_(seen.std(0).clamp_min(1e-3))
+            linear.weight.normal_(std=.5)
+            linear.weight[:, :2] /= seen[:, :2].std(0).clamp_min(1e-3)    # the score keeps its size: it hardly varies
             linear.bias.copy_(-linear.weight@seen.mean(0))
 
 # %% ../../nbs/60_geosign/10_pretraining.ipynb #4d8aad3c
