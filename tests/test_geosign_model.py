@@ -70,9 +70,8 @@ def test_a_clip_gets_alone_what_it_gets_in_company():
             assert torch.allclose(together.parts[name][row, :count], alone.parts[name][0], atol=1e-6)
         ours = together.hidden[row, longest - tokens : longest + count]
         assert torch.allclose(ours, alone.hidden[0], atol=1e-5)
-        assert torch.equal(
-            model.search(together, beams=1, new_tokens=5).ids[row, 0, :3], model.search(alone, beams=1, new_tokens=5).ids[0, 0, :3]
-        )
+        said, own = (model.search(one, beams=1, new_tokens=5).ids[place, 0].tolist() for one, place in ((together, row), (alone, 0)))
+        assert said[: len(own)] == own and not any(said[len(own) :])  # only the padding may differ
 
 
 @pytest.mark.parametrize("mode", ["pooled", "attn", "token"])
@@ -242,12 +241,12 @@ def test_three_clips_are_learnt_by_heart():
     batch = batch_of([clip(6), clip(9, 1), clip(4, 2)])
     model = translator(mode="pooled").train()
     optimiser = torch.optim.AdamW(model.parameters(), 5e-3)
-    for step in range(60):
+    for step in range(120):
         optimiser.zero_grad()
-        losses = model(batch, step / 60)
+        losses = model(batch, step / 120)
         losses.loss.backward()
         optimiser.step()
-    assert int(model.global_step) == 60
+    assert int(model.global_step) == 120
     ids = model.eval().translate(batch, new_tokens=5).ids[:, 0]
     assert [[token for token in row if token > 1] for row in ids.tolist()] == [[3, 4], [4, 4], [5, 4]]
 
