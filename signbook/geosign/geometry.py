@@ -111,7 +111,7 @@ def in_disk(vectors: np.ndarray,  # (…, 2) tangent vectors at the origin
 def draw_disk(ax: Axes) -> None:
     "The rim of the disk, and axes that belong to it."
     ax.add_patch(Circle((0, 0), 1, fill=False, linestyle='--', linewidth=.8, color='#666666'))
-    ax.set_xlim(-1.05, 1.05); ax.set_ylim(-1.05, 1.05); ax.set_aspect('equal')
+    ax.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect='equal', xticks=[-1, -.5, 0, .5, 1], yticks=[-1, -.5, 0, .5, 1])
     ax.set_xlabel('dimension 1 (reduced)'); ax.set_ylabel('dimension 2 (reduced)')
 
 def draw_parts(ax: Axes, places: np.ndarray,  # (N, 4, 2) in the disk
