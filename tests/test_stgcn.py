@@ -347,4 +347,15 @@ def test_statistics_keep_their_digits_far_from_zero():
 def test_the_committed_tables_of_the_streams_keep_their_promises(project):
     told = {path.stem: pd.read_csv(path) for path in (project / "outputs" / "reference" / "benchmarks").glob("stgcn*.csv")}
     assert {"stgcn", "stgcn_padding", "stgcn_growth"} <= set(told)
-    assert told
+    for table in told.values():
+        assert (table["rounds"] == 5).all() and (table["peak (GFLOP/s)"] > 0).all()
+    steps = told["stgcn"].set_index(["widths", "way"])
+    assert set(steps.index.get_level_values("widths")) == {"64-64-128-256", "8-8-16-16"}
+    assert (steps["loss, relative difference"].drop("fast, bfloat16", level="way") < 1e-4).all()
+    assert (steps["times faster"].xs("fast, float32", level="way") >= 1.25).all()
+    assert steps["times faster"]["64-64-128-256", "fast, bfloat16"] >= 2
+    for name, table in told["stgcn_padding"].groupby("widths"):
+        assert table["way"].iloc[1] == "random order, real frames only" and table["times faster"].iloc[1] >= 1.4, name
+    for key, table in told["stgcn_growth"].query("way == 'fast, float32'").groupby(["widths", "against"]):
+        *_, half, whole = table["milliseconds"]
+        assert whole < 2.4 * half, f"{key}: twice the frames, more than twice the time"
