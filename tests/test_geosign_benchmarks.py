@@ -47,7 +47,10 @@ def test_the_two_ends_count_what_they_claim(corpus):
     upstream, ours = counted(UPSTREAM), counted(OURS)
     assert upstream["frames"] == 7 * 30 and ours["frames"] == sum(corpus.lengths) == 96
     assert upstream["encoder places"] == 2 * ours["encoder places"]
-    alone = [evaluated(model_for(OURS), benchmarks.TestSet([clip], [text], corpus.pieces), OURS, 8)[0][0] for clip, text in zip(corpus.clips, corpus.texts)]
+    alone = [
+        evaluated(model_for(OURS), benchmarks.TestSet([clip], [text], corpus.pieces), OURS, 8)[0][0]
+        for clip, text in zip(corpus.clips, corpus.texts)
+    ]
     assert alone == evaluated(model_for(OURS), corpus, OURS, 8)[0]
 
 
