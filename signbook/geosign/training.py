@@ -314,6 +314,14 @@ class Trained:
         "The best translation of every clip."
         return [texts[0][0] for texts in self.n_best(clips, n=1)]
 
+    def left_out(self, clip: Clip) -> str:  # '' if every frame is read
+        "Which frames of a clip the translator does not read."
+        at_rate, longest = len(thinned(len(clip), clip.fps, self.training.fps)), self.config.frames
+        if at_rate == len(clip) and at_rate <= longest: return ''
+        rules = [f'{self.training.fps:g} a second'] if at_rate < len(clip) else []
+        if at_rate > longest: rules.append(f'at most {longest}, spread evenly')
+        return f'shown: {min(at_rate, longest):,} of {len(clip):,} frames ({", then ".join(rules)})'
+
 # %% ../../nbs/60_geosign/04_training.ipynb #ba944084
 def read_pieces(folder: str | Path) -> Pieces:  # of a finished run
     "The vocabulary of a run."

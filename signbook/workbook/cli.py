@@ -190,11 +190,12 @@ def corpus_audit(corpus: CorpusId, root: CorpusRoot = None, preset: Preset = 'sm
 @app.command()
 def recognise(clip: Annotated[str, typer.Argument(help='a .pose file')],
               run: Annotated[str, typer.Option(help='a finished training run, such as outputs/laptop/pocket/recognition/train-main-s0')],
-              top: Annotated[int, typer.Option(help='how many glosses to print')] = 5):
-    "Read one isolated sign: the most probable glosses with their probabilities."
+              top: Annotated[int, typer.Option(help='how many glosses to print of an isolated sign')] = 5):
+    "Read a clip: the most probable glosses of an isolated sign with their probabilities, or the glosses of a sentence in a line."
     from signbook.corpora.formats import read_pose
-    from signbook.recognition.isolated import load
-    recogniser, read = load(Path(run)), read_pose(Path(clip))
+    from signbook.workbook.systems import loaded
+    recogniser, read = loaded(run, 'recognise', 'reads'), read_pose(Path(clip))
+    if not hasattr(recogniser, 'probabilities'): typer.echo(printable(recogniser.reads([read])[0])); return
     probabilities = recogniser.probabilities([read])[0]
     for index in probabilities.argsort()[::-1][:top]: typer.echo(f'{100*probabilities[index]:5.1f} %  {recogniser.labels[index]}')
 
@@ -236,7 +237,7 @@ def doctor(output: Output = None, root: Root = None):
 # %% ../../nbs/90_workbook/11_cli.ipynb #781b5e28
 @app.command()
 def translate(clip: Annotated[str, typer.Argument(help='a .pose file, a .pkl of whole bodies, or corpus:clip such as csl_daily:S000020_P0000_T00')],
-              run: Annotated[str, typer.Option(help='a finished training run of Geo-Sign or Uni-Sign')],
+              run: Annotated[str, typer.Option(help='a finished training run that translates, such as one of Geo-Sign or Uni-Sign')],
               language: Annotated[str | None, typer.Option(help='to be written: de, en or zh; default: that of the clip')] = None,
               beams: Annotated[int, typer.Option(help='prefixes that the search keeps')] = 4,
               best: Annotated[int, typer.Option(help='how many sentences to print')] = 3,

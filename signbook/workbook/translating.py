@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SIGNED', 'named', 'clip_in_file', 'unknown', 'made_clip', 'stored_clip', 'whole_body', 'language_for',
-           'hands_seen', 'body_seen', 'Reading', 'told_of', 'read_one', 'left_out', 'Translated', 'translate']
+           'hands_seen', 'body_seen', 'Reading', 'told_of', 'read_one', 'Translated', 'translate']
 
-# %% ../../nbs/90_workbook/14_translating.ipynb #d4224489
+# %% ../../nbs/90_workbook/14_translating.ipynb #066c7b73
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -22,12 +22,12 @@ from ..corpora.listings import Item
 from ..corpora.store import CONTRACT, read
 from ..corpora.wholebody import read_whole_body
 from ..errors import UserError
-from ..geosign.training import Trained, load, thinned
 from ..layers.language import SPOKEN_NAMES
 from ..poses.clips import Clip, check
 from ..poses.faces import FACE_STREAM, VERTICES, has_mesh, with_face
 from ..poses.parts import FEWEST, PARTS, THRESHOLD
 from ..poses.skeletons import coco133, convert, correspondence
+from .systems import loaded
 
 # %% ../../nbs/90_workbook/14_translating.ipynb #07c208ab
 def named(clip: str,  # a path, or corpus:clip
@@ -171,15 +171,6 @@ def read_one(name: str,  # a path, or corpus:clip
     if body_seen(body): return Reading(body, told_of(body, clip.layout, lost, not corpus and Path(inner).suffix != '.pose' and fps is None))
     raise UserError(f'clip {body.id}: no body is seen in its {len(body):,} frames, so there is nothing to translate; estimate the poses again')
 
-# %% ../../nbs/90_workbook/14_translating.ipynb #998a3afd
-def left_out(clip: Clip, trained: Trained) -> str:  # '' if every frame is read
-    "Which frames of a clip the translator does not read."
-    at_rate, longest = len(thinned(len(clip), clip.fps, trained.training.fps)), trained.config.frames
-    if at_rate == len(clip) and at_rate <= longest: return ''
-    rules = [f'{trained.training.fps:g} a second'] if at_rate < len(clip) else []
-    if at_rate > longest: rules.append(f'at most {longest}, spread evenly')
-    return f'shown: {min(at_rate, longest):,} of {len(clip):,} frames ({", then ".join(rules)})'
-
 # %% ../../nbs/90_workbook/14_translating.ipynb #a261f727
 @dataclass
 class Translated:
@@ -191,7 +182,7 @@ class Translated:
         "One line a text: score, language, text."
         return [f'{score:8.3f}  {self.language}  {text}' for text, score in self.texts]
 
-# %% ../../nbs/90_workbook/14_translating.ipynb #ea261000
+# %% ../../nbs/90_workbook/14_translating.ipynb #1d21a3b4
 def translate(name: str,  # a path, or corpus:clip
               run: str | Path,  # a finished run
               language: str | None = None,  # to be written; None: that of the clip
@@ -204,8 +195,8 @@ def translate(name: str,  # a path, or corpus:clip
     "The best translations of one clip, wherever it is."
     if beams < 1: raise UserError(f'--beams {beams}: the search needs at least one')
     if not 1 <= best <= beams: raise UserError(f'--best {best}: {beams} beams give 1 to {beams} sentences; raise --beams or lower --best')
-    trained = load(run)
+    trained = loaded(run, 'translate', 'n_best')
     reading = read_one(name, SPOKEN_NAMES, language, root, fps)
-    for line in (*reading.told, left_out(reading.clip, trained)):
+    for line in (*reading.told, trained.left_out(reading.clip)):
         if line: tell(line)
     return Translated(reading.clip.language, trained.n_best([reading.clip], beams, best)[0])
