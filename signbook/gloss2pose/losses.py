@@ -89,7 +89,7 @@ class Unit:
         "The same on a device."
         return replace(self, mean=self.mean.to(device), deviation=self.deviation.to(device))
 
-# %% ../../nbs/55_gloss2pose/06_losses.ipynb #c474cb94
+# %% ../../nbs/55_gloss2pose/06_losses.ipynb #e7ae915f
 def mean_difference(values: list[np.ndarray],  # (T, D) each, shoulder widths
                     seen: list[np.ndarray],    # (T, V) bool each
                     order: int) -> float:      # 1 or 2; shoulder widths a frame, a frame squared
@@ -97,7 +97,7 @@ def mean_difference(values: list[np.ndarray],  # (T, D) each, shoulder widths
     total = count = 0
     for rows, real in zip(values, seen):
         for _ in range(order): rows, real = np.diff(rows, axis=0), real[1:] & real[:-1]
-        sizes = np.abs(rows).reshape(*real.shape, -1)[real]
+        sizes = np.abs(rows).reshape(*real.shape, rows.shape[1]//real.shape[1])[real]
         total, count = total + sizes.sum(dtype=np.float64), count + sizes.size
     return float(total/max(count, 1))
 
