@@ -118,8 +118,7 @@ def write_pose(clip: Clip,  # in layout holistic75
     points[:, 0, places], confidence[:, 0, places] = clip.points, clip.confidence
     buffer = BytesIO()
     Pose(header, NumPyPoseBody(clip.fps, points, confidence)).write(buffer)
-    Path(path).write_bytes(buffer.getvalue())
-    return Path(path)
+    return write_atomic(path, buffer.getvalue())
 
 # %% ../../nbs/20_corpora/04_formats.ipynb #abe944bd
 def describe(pose: Pose,  # a parsed file

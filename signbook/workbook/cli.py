@@ -6,7 +6,7 @@
 __all__ = ['app', 'corpus_app', 'reference_app', 'Preset', 'Corpus', 'Seeds', 'Settings', 'Root', 'Output', 'Project', 'CorpusId',
            'CorpusRoot', 'Number', 'Seed', 'reproduce', 'status', 'plan', 'corpus_list', 'corpus_show', 'corpus_get',
            'corpus_check', 'corpus_build', 'corpus_export', 'corpus_audit', 'recognise', 'score', 'doctor', 'translate',
-           'reference_update', 'reference_compare', 'reference_readme', 'clean', 'main']
+           'pose', 'reference_update', 'reference_compare', 'reference_readme', 'clean', 'main']
 
 # %% ../../nbs/90_workbook/11_cli.ipynb #ab736d12
 import os
@@ -247,6 +247,18 @@ def translate(clip: Annotated[str, typer.Argument(help='a .pose file, a .pkl of 
     from signbook.workbook.translating import translate as found
     def tell(line: str) -> None: typer.echo(printable(line), err=True)
     for line in found(clip, run, language, beams, best, root, fps, tell).lines(): typer.echo(printable(line))
+
+# %% ../../nbs/90_workbook/11_cli.ipynb #88806304
+@app.command()
+def pose(run: Annotated[str, typer.Option(help='a finished training run that signs, such as one of gloss2pose')],
+         output: Annotated[str, typer.Option('--output', '-o', help='file to write: .gif, .png (a strip of frames), .pose or .npz; several '
+                                                                    'sentences go to OUT-001.gif, OUT-002.gif, …')],
+         gloss: Annotated[str | None, typer.Argument(help='a sentence of glosses, such as "HOUSE BIG"')] = None,
+         file: Annotated[str | None, typer.Option(help='a file with one sentence a line, instead')] = None,
+         frames: Annotated[int | None, typer.Option(help='length of every sentence; default: what the system predicts')] = None):
+    "Sign sentences of glosses: as a moving picture, a strip, or numbers."
+    from signbook.workbook.posing import pose as signed
+    for path in signed(run, output, gloss, file, frames, lambda line: typer.echo(printable(line), err=True)): typer.echo(path)
 
 # %% ../../nbs/90_workbook/11_cli.ipynb #f799a7a3
 @reference_app.command('update')
