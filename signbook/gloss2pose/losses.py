@@ -119,7 +119,7 @@ def moving(made: Tensor, real: Tensor,                # (B, T, V, C) shoulder wi
     mask = counted(seen, frames, order)
     return weighted_mean((made - real).diff(order, dim=1).masked_fill(~mask[..., None], 0).abs(), mask, weights)
 
-# %% ../../nbs/55_gloss2pose/06_losses.ipynb #df11274b
+# %% ../../nbs/55_gloss2pose/06_losses.ipynb #79ca46a0
 SHOULDERS = {'left_shoulder', 'right_shoulder', 'neck'}
 
 def rigid_bones(target: Target) -> Tensor:  # (2, E) int64: first and second ends
@@ -139,13 +139,14 @@ def bone_error(made: Tensor, real: Tensor,    # (B, T, V, C) shoulder widths
                seen: Tensor, frames: Tensor,  # (B, T, V) bool, (B, T) bool
                bones: Tensor,                 # (2, E)
                length: str = 'median',        # of the clip, or of the same 'frame'
-               ) -> Tensor:                   # (), shoulder widths
+               ) -> Tensor:                   # (), a share of the lengths
     "The absolute error of the lengths of bones."
     mask = counted(seen, frames)
     both = mask[:, :, bones[0]] & mask[:, :, bones[1]]
     made, real = (bone_lengths(points.masked_fill(~mask[..., None], 0), bones) for points in (made, real))
     if length == 'median': real = real.masked_fill(~both, torch.nan).nanmedian(1, keepdim=True).values
-    return (made - real).masked_fill(~both, 0).abs().sum()/both.sum().clamp_min(1)
+    wrong, asked = ((x.masked_fill(~both, 0)).abs().sum() for x in (made - real, real.expand_as(made)))
+    return wrong/asked.clamp_min(1e-9)
 
 # %% ../../nbs/55_gloss2pose/06_losses.ipynb #2c51ccb3
 def progress(lengths: Tensor,  # (B,) frames
