@@ -19,7 +19,7 @@ from ..scores.metatests import mean_pose
 from ..scores.motions import Motion, motion, stretched
 from ..scores.pose_controls import looked_up, mean_trajectory
 
-# %% ../../nbs/55_gloss2pose/08_baselines.ipynb #2d3fa399
+# %% ../../nbs/55_gloss2pose/08_baselines.ipynb #9acbd7cb
 def as_long_as(clip: Clip,
                frames: int,  # wanted
                ) -> Clip:  # from its first to its last frame at an even pace, at the same frame rate
@@ -38,7 +38,7 @@ def attempt(made: Sequence[Clip],  # N clips, as they come
             about: str = '') -> Attempt:
     "Clips in both lengths, named after what they are meant to say."
     named = [replace(one, gloss=clip.gloss, id=clip.id, text=clip.text) for one, clip in zip(made, references, strict=True)]
-    return Attempt([as_long_as(one, len(clip)) for one, clip in zip(named, references)], named, about)
+    return Attempt([replace(as_long_as(one, len(clip)), fps=clip.fps) for one, clip in zip(named, references)], named, about)
 
 # %% ../../nbs/55_gloss2pose/08_baselines.ipynb #ff5c8469
 def as_clip(moved: Motion,
@@ -53,13 +53,14 @@ def still(train: Sequence[Clip]) -> Clip:
     frames = round(np.mean([len(clip) for clip in train]))
     return as_clip(Motion(np.repeat(points[None], frames, 0), np.repeat(seen[None], frames, 0)), train[0])
 
-# %% ../../nbs/55_gloss2pose/08_baselines.ipynb #3b90c51e
+# %% ../../nbs/55_gloss2pose/08_baselines.ipynb #f790192f
 BEFORE, AFTER = '<before>', '<after>'  # names of the resting pieces
 
 def pieces(train: Sequence[Clip]) -> dict[str, list[Clip]]:  # gloss → clips of that gloss alone
     "Training clips cut at the boundaries of their glosses."
     found: dict[str, list[Clip]] = {}
-    for clip in train:
+    fps = float(np.median([clip.fps for clip in train]))   # clips shortened to a model's length run a little slower
+    for clip in (replace(clip, fps=fps) for clip in train):
         parts = spans(clip)
         if not clip.segments and len(clip.gloss.split()) > 1:
             raise UserError(f'clip {clip.id}: it has several glosses but nobody marked where they begin and end')
