@@ -93,11 +93,11 @@ def spelled(word: tuple[str, ...],  # letters
     clip = stitch([letters[letter] for letter in word])
     return replace(clip, id=f'{clip.signer}/{"".join(word)}', text=''.join(word), split=split)
 
-# %% ../../nbs/55_gloss2pose/12_real.ipynb #d62dd174
+# %% ../../nbs/55_gloss2pose/12_real.ipynb #800a123d
 SPELLED = dict(train=200, dev=20, test=40)  # words
 
 def fingerspelled_words(language: str = 'ase',  # code of a signed language in the index
-                        counts: dict[str, int] = SPELLED,  # noqa: B006 (never changed) split → words
+                        counts: dict[str, int] = SPELLED,  # split → words
                         root: str | Path | None = None,  # folder of corpora; by default $SIGNBOOK_DATA
                         seed: int = 0,  # of the words
                         fps: float = 12.5, frames: int = 96, longer: str = 'resample',  # of the model, see `prepared`
@@ -109,7 +109,7 @@ def fingerspelled_words(language: str = 'ase',  # code of a signed language in t
     if unseen: raise UserError(f'words: {len(dealt["train"])} training words leave out {", ".join(sorted(unseen))}; make more of them')
     clips = (spelled(word, letters, split) for split, some in dealt.items() for word in some)
     kept, left_out = by_split(clips, fps, frames, longer, frozenset(left_handed(letters.values())))
-    note = (f'words of 3 to 5 of {len(letters)} real letters ({language}), stitched; test words are not in train, but every letter was recorded once, '
+    note = (f'words of 3 to 5 of {len(letters)} real letters ({language}), stitched; test words are not in train, but each letter was recorded once, '
             'so train and test share their recordings')
     return RealData(kept, 'holistic76x2', note, left_out)
 
