@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['synced', 'write_atomic']
 
-# %% ../nbs/01_files.ipynb #4fcd21fd
+# %% ../nbs/01_files.ipynb #758d643c
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import UserError
@@ -20,7 +21,7 @@ def synced(path: Path,  # a file or a folder that has just been written
     finally: os.close(handle)
     return path
 
-# %% ../nbs/01_files.ipynb #efdc615a
+# %% ../nbs/01_files.ipynb #76922191
 def write_atomic(path: str | Path,  # the file to create or replace
                  data: str | bytes,  # its whole contents
                  ) -> Path:  # the path, now complete
@@ -31,5 +32,7 @@ def write_atomic(path: str | Path,  # the file to create or replace
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data.encode() if isinstance(data, str) else data)
         os.replace(synced(part), path)
-    except OSError as error: raise UserError(f'{path}: cannot be written ({error.strerror}); name another place') from None
+    except OSError as error:
+        with suppress(OSError): part.unlink()
+        raise UserError(f'{path}: cannot be written ({error.strerror}); name another place') from None
     return path

@@ -90,7 +90,7 @@ def destinations(output: str | Path,  # from the command line
     if not os.access(there, os.W_OK | os.X_OK): raise UserError(f'{path}: cannot be written ({there} may not be written to); name another place')
     return paths
 
-# %% ../../nbs/90_workbook/16_posing.ipynb #70a74563
+# %% ../../nbs/90_workbook/16_posing.ipynb #8018569f
 def pose(run: str | Path,  # a finished run that signs
          output: str | Path,  # .gif, .png, .pose or .npz
          gloss: str | None = None,  # a sentence
@@ -106,5 +106,6 @@ def pose(run: str | Path,  # a finished run that signs
     clips = signer.poses(asked, None if frames is None else [frames]*len(asked))
     for words, clip, path in zip(asked, clips, paths, strict=True):
         writer_of(path)(check(clip), path)
-        tell(f'{path.name}: {words}, {len(clip)} frames at {clip.fps:g} a second, {"predicted" if frames is None else "stated"} length')
+        length = f'{len(clip)} frame{"s" if len(clip) > 1 else ""} at {clip.fps:g} a second'
+        tell(f'{path.name}: {words}, {length}, {"predicted" if frames is None else "stated"} length')
     return paths
