@@ -76,7 +76,7 @@ def target(name: str,  # a name in `TARGETS`
     if name not in TARGETS: raise UserError(f'target {name!r} is not declared; choose one of {", ".join(TARGETS)}')
     return TARGETS[name]
 
-# %% ../../nbs/55_gloss2pose/01_targets.ipynb #aa40cefc
+# %% ../../nbs/55_gloss2pose/01_targets.ipynb #1f2fe865
 GUESSED = .02  # mean confidence of a landmark, over the frames that report it, below which the estimator saw nothing
 
 def explicit(clip: Clip) -> Clip:  # points at 0 with confidence 0 where they are missing; no streams
@@ -89,7 +89,7 @@ def signing(clip: Clip) -> Clip:  # an error where no frame shows a hand
     "The clip from its first hand or sign to its last."
     seen = hands_visible(clip).any(1).nonzero()[0]
     if not len(seen) or not clip.segments: return trim(clip)
-    return cut(clip, min(seen[0], clip.segments[0][0]), max(seen[-1] + 1, clip.segments[-1][1]))
+    return cut(clip, int(min(seen[0], clip.segments[0][0])), int(max(seen[-1] + 1, clip.segments[-1][1])))
 
 def shortened(clip: Clip,
               frames: int,  # of the longest clip that a model reads
@@ -145,7 +145,7 @@ def values_of(clip: Clip,  # prepared
         seen = np.concatenate([seen, seen[:, shoulders].all(1, keepdims=True)], 1)
     return np.where(seen[..., None], points, 0).reshape(len(clip), -1).astype(np.float32), seen
 
-# %% ../../nbs/55_gloss2pose/01_targets.ipynb #80245c85
+# %% ../../nbs/55_gloss2pose/01_targets.ipynb #46fa1901
 def clip_of(values: np.ndarray,  # (T, D) in body coordinates
             target: Target,
             fps: float,
@@ -158,7 +158,7 @@ def clip_of(values: np.ndarray,  # (T, D) in body coordinates
         raise UserError(f'clip {id}: values of shape {values.shape} for target {target.name}; expected (frames, {target.width})')
     kept = len(layout(target.layout))
     shown = np.broadcast_to(True if seen is None else np.asarray(seen, bool), (len(values), len(target)))[:, :kept]
-    points = values.reshape(len(values), len(target), -1)[:, :kept]
+    points = values.reshape(len(values), len(target), len(target.axes))[:, :kept]
     return check(Clip(np.where(shown[..., None], points, 0).astype(np.float32), shown.astype(np.float32), target.layout, fps, id, gloss=gloss))
 
 # %% ../../nbs/55_gloss2pose/01_targets.ipynb #c23dd8d2
