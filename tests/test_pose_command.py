@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,7 +23,7 @@ from signbook.gloss2pose.training import configure, load, made_ready, train
 from signbook.poses.clips import normalise
 from signbook.training.checkpoints import save_weights
 from signbook.workbook.cli import main
-from signbook.workbook.posing import WRITERS
+from signbook.workbook.posing import WRITERS, writer_of
 from signbook.workbook.systems import HOUSE, module_of, system_of, systems
 
 LONGEST = 96  # frames of the runs below
@@ -134,13 +135,32 @@ def test_what_stands_there_is_replaced_by_the_same_bytes_every_time(run, tmp_pat
     assert sorted(path.suffix for path in tmp_path.iterdir()) == sorted(WRITERS)
 
 
-def test_a_signed_clip_is_read_again_by_the_commands_that_read(run, tmp_path):
-    """What the other commands say of the run itself, and that the .pose file is one they take."""
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    "A recogniser that knows a few sentences by heart, and two of them."
+    from signbook.recognition.continuous import configure, train
+
+    known = list(sentence_clips("smoke", split="train", count=12))
+    folder = tmp_path_factory.mktemp("reader")
+    return train(known, known[:2], configure("smoke", {"batch_size": 4}), folder, progress=False), known[:2]
+
+
+def test_a_pose_file_says_what_its_clip_says(reader, tmp_path):
+    "The recogniser reads the flat, enlarged clip of the file as it reads the recorded one, through the command."
+    judge, known = reader
+    for clip, sentence in zip(known, judge.reads(known)):
+        writer_of(Path("one.pose"))(replace(clip, points=clip.points[..., :2]), tmp_path / "one.pose")
+        code, out, err = signbook("recognise", tmp_path / "one.pose", "--run", judge.folder)
+        assert (code, out) == (0, f"{sentence}\n") and len(set(sentence.split()) & set(clip.gloss.split())) >= 3, (out, clip.gloss, err)
+
+
+def test_commands_refuse_the_runs_of_others(run, reader, tmp_path):
     pose(KNOWN, "--run", run, "-o", tmp_path / "out.pose")
     for command, needs in (("recognise", "reads signs"), ("translate", "translates clips")):
         code, out, err = signbook(command, tmp_path / "out.pose", "--run", run)
         assert code == 2 and not out, err
         assert f"a run of gloss2pose, which signs glosses; signbook {command} needs a run that {needs}" in err
+    refused(tmp_path, [KNOWN, "--run", reader[0].folder, "-o", tmp_path / "new.gif"], "a run of continuous recognition, which reads signs")
 
 
 def test_from_outside(run, tmp_path):
@@ -274,7 +294,7 @@ def test_every_system_of_the_house_is_found_by_its_name(project):
                 for word in node.keywords if isinstance(node, ast.Call) else ():
                     if word.arg == "system" and isinstance(word.value, ast.Constant):
                         named.add(word.value.value)
-    assert {"geosign", "gloss2pose", "recognition.isolated"} <= named
+    assert {"geosign", "gloss2pose", "recognition.continuous", "recognition.isolated"} <= named
     for name in named:
         module = importlib.import_module(module_of(name))
         assert callable(module.load), name
