@@ -37,7 +37,7 @@ from ..scores.word_errors import word_errors
 from ..training.checkpoints import load_weights
 from ..training.fit import FitConfig, fit, parameter_groups
 
-# %% ../../nbs/50_recognition/02_continuous.ipynb #2dfffa3a
+# %% ../../nbs/50_recognition/02_continuous.ipynb #fa8ff931
 CHOICES = dict(encoder=('cnn', 'bigru'), unknown=('refuse', 'count'), precision=('no', 'bf16', 'fp16'))
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class ContinuousConfig:
         if self.fps <= 0: raise UserError(f'fps: {self.fps} is not a frame rate; write frames per second, such as 25')
         layout(self.layout)   # this and the next refuse what is not declared
         if self.features != 'landmarks': columns(self.features)
+        if self.features != 'landmarks' and self.layout != 'holistic75':
+            raise UserError(f'features: {self.features!r} is described for layout holistic75 only, not {self.layout}; use landmarks')
 
 # %% ../../nbs/50_recognition/02_continuous.ipynb #bbad20c9
 PRESETS = {
@@ -134,13 +136,10 @@ def landmark_features(clip: Clip,  # in the body's own coordinates
         parts.append(points[:, fingers] - points[:, base:base + 1])
     return np.concatenate(parts, 1).reshape(len(clip), -1).astype(np.float32)
 
-# %% ../../nbs/50_recognition/02_continuous.ipynb #9b075eb7
+# %% ../../nbs/50_recognition/02_continuous.ipynb #18455a0b
 def columns_of(config: ContinuousConfig) -> list[str]:  # D names
     "What the network is shown."
-    if config.features == 'landmarks': return landmark_columns(config.layout)
-    if config.layout != 'holistic75':
-        raise UserError(f'features: {config.features!r} is described for layout holistic75 only, not {config.layout}; use landmarks')
-    return columns(config.features)
+    return landmark_columns(config.layout) if config.features == 'landmarks' else columns(config.features)
 
 def array_of(clip: Clip, config: ContinuousConfig) -> np.ndarray:  # (T, D)
     "A clip as the network is shown it."
