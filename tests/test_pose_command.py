@@ -13,7 +13,9 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from signbook.corpora.formats import read_pose
@@ -280,6 +282,13 @@ def test_runs_that_are_none(run, tmp_path):
 def test_records_that_lead_nowhere(tmp_path, contract, parts):
     save_weights(nn.Linear(1, 1), tmp_path / "run" / "best.safetensors", contract)
     refused(tmp_path, [KNOWN, "--run", tmp_path / "run", "-o", tmp_path / "out.gif"], *parts)
+
+
+@pytest.mark.parametrize("text", ["no json", "[]", "7", '{"contract": []}', "[" * 10_000 + "]" * 10_000])
+def test_records_that_are_none(tmp_path, text):
+    (tmp_path / "run").mkdir()
+    save_file({"weight": torch.zeros(1)}, tmp_path / "run" / "best.safetensors", metadata={"signbook": text})
+    refused(tmp_path, [KNOWN, "--run", tmp_path / "run", "-o", tmp_path / "out.gif"], "best.safetensors", "names no system")
 
 
 # systems

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['HOUSE', 'ABILITIES', 'systems', 'module_of', 'weights_of', 'system_of', 'described', 'loaded']
 
-# %% ../../nbs/90_workbook/15_systems.ipynb #04ecacbc
+# %% ../../nbs/90_workbook/15_systems.ipynb #d503f1b0
+import json
 import re
 from importlib import import_module
 from importlib.util import find_spec
@@ -43,12 +44,13 @@ def weights_of(run: str | Path,  # a finished run
     if not found: raise UserError(f'{folder}: not a finished run; best*.safetensors was expected in it or in its checkpoints/, so train first')
     return found[0]
 
-# %% ../../nbs/90_workbook/15_systems.ipynb #1b13c0da
+# %% ../../nbs/90_workbook/15_systems.ipynb #5869c9fa
 def system_of(run: str | Path,  # a finished run
               ) -> str:  # its name in the record
     "The system that a run was trained for."
     path = weights_of(run)
-    told = read_contract(path)
+    try: told = read_contract(path)
+    except (json.JSONDecodeError, RecursionError): told = None
     contract = told.get('contract') if isinstance(told, dict) else None
     name = contract.get('system') if isinstance(contract, dict) else None
     if not isinstance(name, str): raise UserError(f'{path}: its contract names no system; it was not written by a training run of signbook')
