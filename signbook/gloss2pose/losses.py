@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BONE_LENGTHS', 'SHOULDERS', 'FORCING', 'SCHEDULES', 'LossConfig', 'counted', 'weighted_mean', 'squared',
            'over_everything', 'Unit', 'mean_difference', 'unit_of', 'moving', 'rigid_bones', 'bone_lengths',
-           'bone_error', 'progress', 'counter_error', 'length_error', 'point_weights', 'pose_terms', 'pose_loss',
-           'teacher_share', 'draws_of', 'fed_frames']
+           'bone_error', 'hand_points', 'shape_error', 'progress', 'counter_error', 'length_error', 'point_weights',
+           'pose_terms', 'pose_loss', 'teacher_share', 'draws_of', 'fed_frames']
 
 # %% ../../nbs/55_gloss2pose/06_losses.ipynb #6a13dc38
 import math
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import UserError
 from .targets import Normaliser, Target
 
-# %% ../../nbs/55_gloss2pose/06_losses.ipynb #ba0e0b62
+# %% ../../nbs/55_gloss2pose/06_losses.ipynb #51c41802
 BONE_LENGTHS = ('median', 'frame')
 
 @dataclass(frozen=True)
@@ -31,12 +31,13 @@ class LossConfig:
     velocity: float = 0.0       # of the first difference
     acceleration: float = 0.0   # of the second difference
     bones: float = 0.0          # of the lengths of bones
+    shapes: float = 0.0         # of the shape of a hand: its points beside its wrist
     bone_length: str = 'median'  # the length that is asked for: the clip's 'median', or the target's in the same 'frame'
     length: float = 0.1         # of the logarithm of the clip's length
     counting: float = 0.1       # of the progress counter, where a model has one
 
     def __post_init__(self) -> None:
-        for name in ('hands', 'velocity', 'acceleration', 'bones', 'length', 'counting'):
+        for name in ('hands', 'velocity', 'acceleration', 'bones', 'shapes', 'length', 'counting'):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0): raise UserError(f'{name}: a weight is a number from 0 upwards, not {value!r}')
         if self.bone_length not in BONE_LENGTHS:
@@ -148,6 +149,24 @@ def bone_error(made: Tensor, real: Tensor,    # (B, T, V, C) shoulder widths
     wrong, asked = ((x.masked_fill(~both, 0)).abs().sum() for x in (made - real, real.expand_as(made)))
     return wrong/asked.clamp_min(1e-9)
 
+# %% ../../nbs/55_gloss2pose/06_losses.ipynb #84277c55
+def hand_points(target: Target) -> list[tuple[int, list[int]]]:  # for each hand its wrist and its other points
+    "The points of the hands, each beside its wrist."
+    hands = [sorted(int(point) for point in target.parts[part]) for part in ('left_hand', 'right_hand')]
+    return [(points[0], points[1:]) for points in hands]
+
+def shape_error(made: Tensor, real: Tensor,    # (B, T, V, C) shoulder widths
+                seen: Tensor, frames: Tensor,  # (B, T, V) bool, (B, T) bool
+                hands: list[tuple[int, list[int]]],  # from `hand_points`
+                ) -> Tensor:                   # (), a share of the squared size
+    "The squared error of the shape of the hands."
+    mask, wrong, asked = counted(seen, frames), 0, 0
+    for wrist, points in hands:
+        both = (mask[:, :, points] & mask[:, :, wrist, None])[..., None]
+        a, b = ((side[:, :, points] - side[:, :, wrist, None]).masked_fill(~both, 0) for side in (made, real))
+        wrong, asked = wrong + (a - b).square().sum(), asked + b.square().sum()
+    return wrong/asked.clamp_min(1e-9)
+
 # %% ../../nbs/55_gloss2pose/06_losses.ipynb #2c51ccb3
 def progress(lengths: Tensor,  # (B,) frames
              frames: int,      # T of the rectangle
@@ -167,7 +186,7 @@ def length_error(log_length: Tensor, lengths: Tensor) -> Tensor:  # (B,), (B,) f
     "The squared error of the logarithm of the length."
     return (log_length - lengths.to(log_length.dtype).log()).square().mean()
 
-# %% ../../nbs/55_gloss2pose/06_losses.ipynb #7785b773
+# %% ../../nbs/55_gloss2pose/06_losses.ipynb #9aa6829e
 def point_weights(target: Target, hands: float, device: torch.device) -> Tensor:  # (V,)
     "What each point weighs."
     weights = torch.ones(len(target.points), device=device)
@@ -184,12 +203,13 @@ def pose_terms(made: Tensor,              # (B, T, D) float32, normalised
     mask, weights, real = counted(seen, frames), point_weights(target, config.hands, made.device), batch['values'].float()
     a, b = made.reshape(shape), real.reshape(shape)
     terms = {'pose': squared(a, b, mask, weights) if config.masked else over_everything(a, b, mask)}
-    if not (config.velocity or config.acceleration or config.bones): return terms
-    if unit is None: raise UserError('velocity, acceleration and bones are measured in shoulder widths; give the unit of the training data')
+    if not (config.velocity or config.acceleration or config.bones or config.shapes): return terms
+    if unit is None: raise UserError('velocity, acceleration, bones and shapes are measured in shoulder widths; give the unit of the training data')
     a, b = unit.body(made).reshape(shape), unit.body(real).reshape(shape)
     if config.velocity: terms['velocity'] = moving(a, b, seen, frames, weights, 1)/unit.speed
     if config.acceleration: terms['acceleration'] = moving(a, b, seen, frames, weights, 2)/unit.acceleration
     if config.bones: terms['bones'] = bone_error(a, b, seen, frames, rigid_bones(target).to(made.device), config.bone_length)
+    if config.shapes: terms['shapes'] = shape_error(a, b, seen, frames, hand_points(target))
     return terms
 
 # %% ../../nbs/55_gloss2pose/06_losses.ipynb #44a5acb9
