@@ -10,7 +10,7 @@ __all__ = ['SHORT', 'MOMENTS', 'COMPARED', 'BRIEF', 'COLLAPSE', 'SLOWEST', 'FAST
            'score_system', 'recognition', 'apart', 'parted', 'compared', 'collapse_rows', 'still_or_unread', 'beaten',
            'verdict_on', 'verdicts']
 
-# %% ../../nbs/55_gloss2pose/09_scoring.ipynb #763d3848
+# %% ../../nbs/55_gloss2pose/09_scoring.ipynb #5a1e05a3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +24,7 @@ from ..poses.clips import Clip
 from ..poses.drawing import hand_landmarks
 from ..scores.alignment import CONVENTIONS, by_convention, ndtw_mje, walks
 from ..scores.judges import Reader, reading_rows
+from ..scores.metatests import repeated
 from ..scores.motions import Joints, Motion, motion, stretched
 from ..scores.movement import bone_drift, movement_ratios, over_sums, ratio, speed
 from ..scores.pose import error_scores
@@ -113,7 +114,7 @@ def unit_of(train: Sequence[Clip], axes: int = 2) -> Normaliser:
     "Mean and deviation of every coordinate in training."
     return Normaliser.fit([clip.points[..., :axes].reshape(len(clip), -1) for clip in train], [clip.confidence > 0 for clip in train])
 
-# %% ../../nbs/55_gloss2pose/09_scoring.ipynb #43a80c17
+# %% ../../nbs/55_gloss2pose/09_scoring.ipynb #2efff2db
 def hand_hits(made: Sequence[Motion], real: Sequence[Motion], scope: Scope, radius: float) -> Metric:
     "The share of hand points near their reference."
     points, rows = sum((hand.compared for hand in scope.hands.values()), ()), []
@@ -132,6 +133,7 @@ def hand_paths(made: Sequence[Motion], real: Sequence[Motion], scope: Scope) -> 
                  if all((side.seen[:, hand.root[0]] & side.seen[:, hand.compared].any(1)).any() for side in (one, other))]
         found = [walks([one], [other], hand, 'root')[0] for hand in hands]
         if found: rows.append(found)
+    if not rows: return []
     about = f'unit:{SHORT}|wrists laid on each other|mean over the hands seen on both sides'
     return [mean_metric(f'hand DTW-JPE {convention}', f'{convention}|{about}',
                         np.array([by_convention(np.array(found), convention).mean() for found in rows]), 'lower') for convention in CONVENTIONS[:2]]
@@ -142,7 +144,7 @@ def hand_speed(made: Sequence[Motion], real: Sequence[Motion], scope: Scope) -> 
     speeds = [[speed(one.of(points)) for one in side] for side in (made, real)]
     return ratio('hand velocity ratio', 'hands|mean speed of seen points|sum over clips', *speeds)
 
-# %% ../../nbs/55_gloss2pose/09_scoring.ipynb #19fab661
+# %% ../../nbs/55_gloss2pose/09_scoring.ipynb #9081ee62
 def path_joints(scope: Scope, points: tuple[str, ...]) -> Joints:  # of the layout
     "The joints that nDTW-MJE follows: shoulders, elbows, wrists and the tips of fingers."
     wanted = tuple(i for i in scope.all.compared if any(word in points[i] for word in ('shoulder', 'elbow', 'wrist', 'tip')))
@@ -160,10 +162,12 @@ def path_scores(made: list[Motion], real: list[Motion], scope: Scope, points: tu
 def motion_scores(made: list[Motion], real: list[Motion], scope: Scope) -> list[Metric]:
     "Speed, spread, jerk and the stiffness of bones."
     chosen = scope.all.compared
-    found = movement_ratios([one.of(chosen) for one in made], [one.of(chosen) for one in real], SHORT, scope.all.name).values()
+    found = list(movement_ratios([one.of(chosen) for one in made], [one.of(chosen) for one in real], SHORT, scope.all.name).values())
     about = f'bones:{len(scope.bones)}|deviation over mean of the length'
-    drift = [mean_metric(f'bone drift{of}', about, bone_drift(side, scope.bones), 'lower') for of, side in (('', made), (' of the references', real))]
-    return [*found, *drift]
+    for of, side in (('', made), (' of the references', real)):
+        moving = [repeated(one, np.array([2])) if len(one) == 1 else one for one in side]   # a single frame is rigid
+        found.append(mean_metric(f'bone drift{of}', about, bone_drift(moving, scope.bones), 'lower'))
+    return found
 
 # %% ../../nbs/55_gloss2pose/09_scoring.ipynb #ae211d08
 MOMENTS = 5
