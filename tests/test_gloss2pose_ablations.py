@@ -10,7 +10,7 @@ import torch
 from signbook.corpora.sentences import clips as sentences
 from signbook.errors import UserError
 from signbook.gloss2pose.ablations import ABLATIONS, BASE, ablation_rows, configured, prepares, rows_for, settings_of
-from signbook.gloss2pose.losses import pose_loss, unit_of
+from signbook.gloss2pose.losses import LossConfig, pose_loss, unit_of
 from signbook.gloss2pose.models import GlossToPose, Made
 from signbook.gloss2pose.targets import target
 from signbook.gloss2pose.training import PRESETS, Epochs, Examples, groups_of, made_ready, words_for
@@ -21,6 +21,7 @@ CHANGES = dict(
     bones="loss",
     bones_in_frame="loss",
     acceleration="loss",
+    no_shapes="loss",
     padded="loss batches",
     equal_hands="loss",
     no_length="loss",
@@ -132,7 +133,7 @@ def test_switches_are_fields_that_one_part_has():
     assert len(together) == len(set(together)), "a name means one thing"
     for name, row in ABLATIONS.items():
         assert set(row.settings) <= set(together), name
-    assert set(BASE) <= set(together)
+    assert {field.name for field in fields(LossConfig)} <= set(BASE) <= set(together), "no term comes in by a preset"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

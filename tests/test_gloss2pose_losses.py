@@ -22,13 +22,14 @@ from signbook.gloss2pose.losses import (
 )
 from signbook.gloss2pose.targets import TARGETS, Normaliser, target
 
-EVERY = LossConfig(velocity=1.0, acceleration=0.3, bones=0.5)
+EVERY = LossConfig(velocity=1.0, acceleration=0.3, bones=0.5, shapes=0.5)
 CONFIGS = {
     "pose": LossConfig(),
     "velocity": LossConfig(velocity=1),
     "acceleration": LossConfig(acceleration=1),
     "bones": LossConfig(bones=1),
     "bones in the same frame": LossConfig(bones=1, bone_length="frame"),
+    "shapes": LossConfig(shapes=1),
     "all": EVERY,
 }
 
@@ -132,7 +133,7 @@ def test_a_perfect_answer_costs_nothing_but_bent_bones():
     made, batch, what, unit = example("holistic75x3")
     made.values = batch["values"]
     made.counter, made.log_length = progress(batch["lengths"], 9), batch["lengths"].float().log()
-    perfect = LossConfig(velocity=1, acceleration=1, bones=1, bone_length="frame")
+    perfect = LossConfig(velocity=1, acceleration=1, bones=1, shapes=1, bone_length="frame")
     assert pose_loss(made, batch, what, unit, perfect)[0] == 0
     assert pose_loss(made, batch, what, unit, LossConfig(bones=1))[1]["bones"] > 0
 
@@ -178,7 +179,7 @@ def test_the_unit_of_a_corpus():
 
 
 def test_bad_settings_are_named():
-    for name in ("hands", "velocity", "acceleration", "bones", "length", "counting"):
+    for name in ("hands", "velocity", "acceleration", "bones", "shapes", "length", "counting"):
         for value in (-0.1, float("nan"), float("inf")):
             with pytest.raises(UserError, match=name):
                 LossConfig(**{name: value})

@@ -14,10 +14,11 @@ from ..errors import UserError
 from .scoring import compared
 from .training import Configs, configure
 
-# %% ../../nbs/55_gloss2pose/11_ablations.ipynb #d77a6f58
+# %% ../../nbs/55_gloss2pose/11_ablations.ipynb #6f5bd08b
 BASE = dict(model='gru', feedback=False, attention=True, aligned=True, residual=False, counter=False, stop='length', detach=True, noise=0.0,
-            masked=True, hands=1.5, velocity=0.5, acceleration=0.0, bones=0.0, bone_length='median', length=0.1, counting=0.1,
-            longer='resample', mirrored=True, bucketed=True, precision='no', forcing='scheduled', schedule='inverse_sigmoid', encoder_rate=0.0)
+            masked=True, hands=1.5, velocity=0.5, acceleration=0.0, bones=0.0, shapes=2.0, bone_length='median', length=0.1,
+            counting=0.1, longer='resample', mirrored=True, bucketed=True, precision='no', forcing='scheduled', schedule='inverse_sigmoid',
+            encoder_rate=0.0)
 
 # %% ../../nbs/55_gloss2pose/11_ablations.ipynb #075ad8a4
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class Ablation:
 
 SEED = 'seed'
 
-# %% ../../nbs/55_gloss2pose/11_ablations.ipynb #96a98009
+# %% ../../nbs/55_gloss2pose/11_ablations.ipynb #dea3b1cc
 LOSSES = dict(
     no_velocity=Ablation('Does the velocity loss help?', dict(velocity=0.0), source=SEED),
     bones=Ablation('Does the bone-length loss help?', dict(bones=0.5), source=SEED),
     bones_in_frame=Ablation('Is the length in the same frame a better request than the median?', dict(bone_length='frame'), 'bones'),
     acceleration=Ablation('Does an acceleration loss add anything to velocity?', dict(acceleration=0.1)),
+    no_shapes=Ablation('Does a term for the shape of the hands help?', dict(shapes=0.0)),
     padded=Ablation('What does the seed’s mean over the padded rectangle cost?', dict(masked=False, bucketed=False), source=SEED),
     equal_hands=Ablation('Are hands better for weighing more?', dict(hands=1.0)),
     no_length=Ablation('Is the length learnt by its own loss?', dict(length=0.0)))
@@ -100,8 +102,8 @@ def rows_for(gpu: bool) -> list[str]:
     "The rows that a machine can train, each after the one it is compared with."
     return [name for name, row in ABLATIONS.items() if gpu or 'precision' not in row.settings]
 
-# %% ../../nbs/55_gloss2pose/11_ablations.ipynb #00e491ce
-SHOWN = (('predicted', 'WER'), ('oracle', 'MSE, normalised'), ('oracle', 'velocity ratio'), ('predicted', 'hand DTW-JPE per_frame'),
+# %% ../../nbs/55_gloss2pose/11_ablations.ipynb #69ca0aba
+SHOWN = (('predicted', 'WER'), ('oracle', 'MSE, normalised'), ('predicted', 'velocity ratio'), ('predicted', 'hand DTW-JPE per_frame'),
          ('predicted', 'length error (%)'))  # (whose length, score)
 
 def changed(name: str) -> str:
@@ -113,13 +115,13 @@ def told(score: dict[str, float]) -> str:  # such as '41.2 [38.0, 44.5]'
     return '{value:.3g} [{low:.3g}, {high:.3g}]'.format(**score)
 
 def ablation_rows(records: dict[str, dict[str, Any]],  # row → record of `scoring.score_system`, its details included
-                  score: str = 'WER',  # that the test is about, of the predicted length
+                  score: str = 'WER', length: str = 'predicted',  # that the test is about
                   ) -> list[dict[str, Any]]:
     "What is known of each row, in the order of the declaration."
     for name in records: known(name)
     names = [name for name in ABLATIONS if name in records]
     pairs = [(name, ABLATIONS[name].against) for name in names if ABLATIONS[name].against in records]
-    tests = {row['first']: row for row in compared(records, pairs, score)} if pairs else {}
+    tests = {row['first']: row for row in compared(records, pairs, score, length)} if pairs else {}
     return [dict(name=name, source=ABLATIONS[name].source, asks=ABLATIONS[name].asks, changed=changed(name), against=ABLATIONS[name].against,
                  scores={(length, one): records[name][length][one] for length, one in SHOWN if one in records[name][length]},
                  test=tests.get(name)) for name in names]
