@@ -127,7 +127,7 @@ def test_a_short_training_reads_without_error(tmp_path):
 
 
 def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, monkeypatch):
-    config = configure('smoke', dict(TINY, epochs=3, copies=1, turn=4., scale=.05))
+    config = configure('smoke', dict(TINY, epochs=3, turn=4., stretch=.05))
     whole = train(TRAIN, DEV, config, tmp_path/'whole', progress=False)
     evaluate, calls = continuous.evaluation, []
 
@@ -183,6 +183,10 @@ def test_weights_that_do_not_belong_are_refused(tmp_path):
                                          ('halvings', -1), ('hue', 1)])
 def test_settings_that_mean_nothing_are_refused(name, value):
     with pytest.raises(UserError, match=name): configure('laptop', {name: value})
+
+
+def test_only_landmarks_can_be_turned():
+    with pytest.raises(UserError, match='only landmarks'): configure('laptop', dict(features='points', turn=3.))
 
 
 @pytest.mark.parametrize('name', ['coco133', 'skels50', 'smplx55'])

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CHOICES', 'PRESETS', 'ARMS', 'BEST', 'LAST', 'ContinuousConfig', 'configure', 'hand_places', 'landmark_columns',
            'landmark_features', 'columns_of', 'array_of', 'collapse', 'frames_needed', 'greedy', 'log_sum',
-           'prefix_search', 'Halving', 'frames_after', 'ContinuousRecogniser', 'smoothed', 'without_gaps', 'Training',
-           'Epoch', 'refuse_short', 'ctc', 'ctc_loss', 'outputs', 'evaluation', 'start_encoder', 'freezing', 'contract',
-           'fit_config', 'labels_of', 'train', 'Trained', 'load']
+           'prefix_search', 'Halving', 'frames_after', 'ContinuousRecogniser', 'smoothed', 'viewed', 'without_gaps',
+           'Training', 'Epoch', 'refuse_short', 'ctc', 'ctc_loss', 'outputs', 'evaluation', 'start_encoder', 'freezing',
+           'contract', 'fit_config', 'labels_of', 'train', 'Trained', 'load']
 
-# %% ../../nbs/50_recognition/02_continuous.ipynb #a19d3ce3
+# %% ../../nbs/50_recognition/02_continuous.ipynb #d0fa7552
 import json
 import math
 from collections import defaultdict
@@ -31,13 +31,13 @@ from ..poses.clips import Clip, normalise, resample
 from ..poses.features import SIDES, columns, features
 from ..poses.joining import held
 from ..poses.skeletons import layout
-from .isolated import ENCODER, Encoder, IsolatedConfig, as_json, turned, warped
+from .isolated import ENCODER, Encoder, IsolatedConfig, as_json, warped
 from ..scores.judges import weight_hash
 from ..scores.word_errors import word_errors
 from ..training.checkpoints import load_weights
 from ..training.fit import FitConfig, fit, parameter_groups
 
-# %% ../../nbs/50_recognition/02_continuous.ipynb #fa8ff931
+# %% ../../nbs/50_recognition/02_continuous.ipynb #a35e201c
 CHOICES = dict(encoder=('cnn', 'bigru'), unknown=('refuse', 'count'), precision=('no', 'bf16', 'fp16'))
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ContinuousConfig:
     head: int = 256                 # width of the GRU before the output, in each direction
     head_layers: int = 1            # 0 = none: the output looks at the encoder
     dropout: float = .3
-    blank_bias: float = -2.0        # where the blank starts; 0 invites the plateau on which everything is blank
+    blank_bias: float = -2.0        # where the output for the blank starts
     beams: int = 8                  # of the search when reading; 1 = the best label of every frame
     unknown: str = 'refuse'         # dev glosses that training lacks: 'refuse', or 'count' them as errors
     start_rate: float = .1          # factor on the learning rate of an encoder that comes from isolated recognition
@@ -66,10 +66,9 @@ class ContinuousConfig:
     weight_decay: float = 1e-4
     clip_norm: float = 5.0
     precision: str = 'no'
-    copies: int = 0                 # extra copies of every training clip; each epoch draws one version
-    turn: float = 0.0               # degrees, standard deviation of the rotation of the copies
-    scale: float = 0.0              # log standard deviation of their size
-    warp: float = 0.0               # training clips are played up to this share faster or slower
+    turn: float = 0.0               # degrees, standard deviation of a rotation of the training clips; landmarks only
+    stretch: float = 0.0            # log standard deviation of their width and of their height; landmarks only
+    warp: float = 0.0               # they are played up to this share faster or slower
     smooth: int = 0                 # and smoothed over time up to this many times
     noise: float = 0.0              # standard deviation of noise on standardised input columns
     seed: int = 0
@@ -80,20 +79,22 @@ class ContinuousConfig:
                 raise UserError(f'{name}: {getattr(self, name)!r} is not one of {", ".join(choices)}; choose one of them')
         for name in ('hidden', 'layers', 'head', 'beams', 'epochs', 'batch_size'):
             if getattr(self, name) < 1: raise UserError(f'{name}: {getattr(self, name)} is too small; give at least 1')
-        for name in ('head_layers', 'halvings', 'frozen', 'copies', 'smooth'):
+        for name in ('head_layers', 'halvings', 'frozen', 'smooth'):
             if getattr(self, name) < 0: raise UserError(f'{name}: {getattr(self, name)} is negative; give 0 or more')
         if self.fps <= 0: raise UserError(f'fps: {self.fps} is not a frame rate; write frames per second, such as 25')
         layout(self.layout)   # this and the next refuse what is not declared
         if self.features != 'landmarks': columns(self.features)
         if self.features != 'landmarks' and self.layout != 'holistic75':
             raise UserError(f'features: {self.features!r} is described for layout holistic75 only, not {self.layout}; use landmarks')
+        if self.features != 'landmarks' and (self.turn or self.stretch):
+            raise UserError(f'turn, stretch: only landmarks can be turned and stretched, not {self.features!r}; set both to 0')
 
-# %% ../../nbs/50_recognition/02_continuous.ipynb #bbad20c9
+# %% ../../nbs/50_recognition/02_continuous.ipynb #8d8448c7
 PRESETS = {
     'paper': ContinuousConfig(features='points', precision='no'),
     'laptop': ContinuousConfig(fps=12.5, encoder='cnn', hidden=128, layers=3, halvings=0, head_layers=0, dropout=.1, blank_bias=2.0, epochs=11,
                                patience=0, batch_size=32, learning_rate=3e-3, warp=.15, smooth=2, noise=.05),
-    'smoke': ContinuousConfig(fps=12.5, encoder='cnn', hidden=64, layers=2, halvings=0, head_layers=0, dropout=.1, blank_bias=2.0, epochs=40,
+    'smoke': ContinuousConfig(fps=12.5, encoder='cnn', hidden=64, layers=2, halvings=0, head_layers=0, dropout=.1, blank_bias=2.0, epochs=30,
                               patience=0, batch_size=8, learning_rate=1e-2, warp=.15, smooth=2, noise=.05)}
 
 def configure(preset: str = 'laptop',  # 'smoke', 'laptop' or 'paper'
@@ -242,7 +243,7 @@ class ContinuousRecogniser(nn.Module):
         if self.head: x = self.dropout(self.head(x, lengths))
         return self.classifier(x).float().log_softmax(-1), lengths
 
-# %% ../../nbs/50_recognition/02_continuous.ipynb #a1b80d8c
+# %% ../../nbs/50_recognition/02_continuous.ipynb #9123f289
 def smoothed(array: np.ndarray,  # (T, D)
              passes: int) -> np.ndarray:  # (T, D)
     "The features of a clip without its trembling."
@@ -251,13 +252,22 @@ def smoothed(array: np.ndarray,  # (T, D)
         array = (wide[:-2] + 2*array + wide[2:])/4
     return array
 
+def viewed(array: np.ndarray,  # (T, D), pairs of x and y
+           degrees: float,  # clockwise in the picture
+           factors: np.ndarray,  # (2,) of width and height
+           ) -> np.ndarray:  # (T, D)
+    "The landmarks of a clip from a tilted camera, on a body of other proportions."
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    matrix = (np.array([[cosine, sine], [-sine, cosine]])*factors).astype(np.float32)
+    return (array.reshape(len(array), -1, 2) @ matrix).reshape(array.shape)
+
 def without_gaps(array: np.ndarray,  # (T, D)
                  mean: np.ndarray,  # (D,)
                  ) -> np.ndarray:  # (T, D)
     "Columns that a clip lacks, filled with their average."
     return np.where(np.isnan(array), mean, array).astype(np.float32)
 
-# %% ../../nbs/50_recognition/02_continuous.ipynb #1c1495fc
+# %% ../../nbs/50_recognition/02_continuous.ipynb #5389a1ff
 class Training:
     "The training split as batches, a new order and new variation every epoch."
     def __init__(self, clips: Sequence[Clip],
@@ -270,23 +280,15 @@ class Training:
         known = ~np.isnan(frames)
         self.mean = np.where(known, frames, 0).sum(0, dtype=float)/np.maximum(known.sum(0), 1)
         self.deviation = np.maximum(without_gaps(frames, self.mean).std(0), 1e-3)
-        self.versions = [[without_gaps(array, self.mean) for array in (first, *self.copies(clip, number))]
-                         for number, (clip, first) in enumerate(zip(clips, plain))]
+        self.arrays = [without_gaps(array, self.mean) for array in plain]
         self.lengths = np.array([len(array) for array in plain])
         for clip, frames, target in zip(clips, self.lengths, self.targets): refuse_short(clip, int(frames), target, config)
 
-    def copies(self, clip: Clip, number: int) -> Iterator[np.ndarray]:  # (T, D)
-        "The clip from cameras that are tilted, nearer or further."
-        rng = np.random.default_rng([self.config.seed, number])
-        clip = normalise(clip)
-        for _ in range(self.config.copies):
-            yield array_of(turned(clip, self.config.turn*rng.standard_normal(), np.exp(self.config.scale*rng.standard_normal())), self.config)
-
     def varied(self, number: int, epoch: int) -> np.ndarray:  # (T, D)
         "A clip as this epoch shows it."
-        config, found = self.config, self.versions[number]
-        rng = np.random.default_rng([config.seed, epoch, number])
-        array = smoothed(found[rng.integers(len(found))], rng.integers(config.smooth + 1))
+        config, rng = self.config, np.random.default_rng([self.config.seed, epoch, number])
+        array = smoothed(self.arrays[number], rng.integers(config.smooth + 1))
+        if config.turn or config.stretch: array = viewed(array, config.turn*rng.standard_normal(), np.exp(config.stretch*rng.standard_normal(2)))
         least = (frames_needed(self.targets[number]) - 1)*2**config.halvings + 1
         if config.warp: array = warped(array, max(rng.uniform(1 - config.warp, 1 + config.warp), least/len(array)), 10**6)
         if config.noise: array = array + config.noise*self.deviation*rng.standard_normal(array.shape, np.float32)
