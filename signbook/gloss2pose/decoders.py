@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NARROWEST', 'WAVES', 'SCALE', 'Guide', 'AdditiveAttention', 'shifted', 'FeedbackGRU', 'FrameQueries', 'place_codes',
-           'ParallelGRU', 'decoder_layers', 'FeedbackTransformer', 'heads_of', 'Kept', 'ParallelTransformer']
+           'turned', 'TwoWayGRU', 'ParallelGRU', 'decoder_layers', 'FeedbackTransformer', 'heads_of', 'Kept',
+           'ParallelTransformer']
 
-# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #6f23bf2a
+# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #267af9a1
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from torch.nn import functional as F
 from ..corpora.batches import mask
 from .encoders import Memory, waves
 from .losses import progress
-from ..layers.recurrent import GatedEncoder
 
 # %% ../../nbs/55_gloss2pose/04_decoders.ipynb #521ef322
 NARROWEST = .01   # of the clip: what a place without any share would still be wide
@@ -53,7 +53,7 @@ class AdditiveAttention(nn.Module):
         scores = self.score((self.query(state)[:, None] + keys).tanh())[..., 0] + bias
         return torch.einsum('bl,blw->bw', scores.softmax(1), states)
 
-# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #9952d851
+# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #72828ad5
 def shifted(frames: Tensor,  # (B, T, N)
             ) -> Tensor:     # (B, T, N)
     "The frame before each frame; zero before the first."
@@ -78,7 +78,17 @@ class FeedbackGRU(nn.Module):
         "The frame that a state stands for."
         return self.out(state) + latest if self.residual else self.out(state)
 
-# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #ff734820
+    def forward(self, memory: Memory,
+                lengths: Tensor,  # (B,) frames
+                frames: int,      # T
+                teacher: Tensor | None = None,  # (B, T, N); None = free running
+                fed: Tensor | None = None,      # (B, T) bool, where the next frame is made from the teacher's; None = everywhere
+                ) -> Tensor:                    # (B, T, N)
+        "All frames, by the shortest way."
+        known = self.attend is None and teacher is not None and fed is None
+        return self.at_once(memory, teacher) if known else self.in_a_loop(memory, lengths, frames, teacher, fed)
+
+# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #9ef780ff
 @patch
 def at_once(self: FeedbackGRU, memory: Memory,
             teacher: Tensor,  # (B, T, N)
@@ -105,12 +115,6 @@ def in_a_loop(self: FeedbackGRU, memory: Memory, lengths: Tensor, frames: int,
         if teacher is not None: latest = teacher[:, t] if fed is None else torch.where(fed[:, t, None], teacher[:, t], latest)
     return torch.stack(made, 1)
 
-@patch
-def forward(self: FeedbackGRU, memory: Memory, lengths: Tensor, frames: int, teacher: Tensor | None = None, fed: Tensor | None = None) -> Tensor:
-    "All frames, by the shortest way."
-    known = self.attend is None and teacher is not None and fed is None
-    return self.at_once(memory, teacher) if known else self.in_a_loop(memory, lengths, frames, teacher, fed)
-
 # %% ../../nbs/55_gloss2pose/04_decoders.ipynb #2fa4c92a
 WAVES = 64   # numbers of a code of one position
 SCALE = 100.  # progress from 0 to 1 is coded as 0 … 100, about as frames are
@@ -134,16 +138,35 @@ def place_codes(real: Tensor,  # (B, L) bool
     order = torch.arange(real.shape[1], device=real.device) + .5
     return waves(SCALE*order/real.sum(1, keepdim=True), WAVES)
 
-# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #730719b5
+# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #9a8bcb62
+def turned(x: Tensor,        # (B, T, W)
+           lengths: Tensor,  # (B,) frames
+           ) -> Tensor:      # (B, T, W)
+    "Every clip turned round within its own length; the padding stays."
+    place = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
+    place = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)
+    return x.gather(1, place[..., None].expand_as(x))
+
+class TwoWayGRU(nn.Module):
+    "A GRU from each end of a clip; what stands behind the end means nothing."
+    def __init__(self, inputs: int, hidden: int):  # hidden: in each direction
+        super().__init__()
+        self.ahead, self.back = nn.GRU(inputs, hidden, batch_first=True), nn.GRU(inputs, hidden, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # (B, T, inputs), (B,) → (B, T, 2·hidden)
+        "The state at every frame."
+        return torch.cat([self.ahead(x)[0], turned(self.back(turned(x, lengths))[0], lengths)], 2)
+
+# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #d4ff8a3a
 class ParallelGRU(nn.Module):
-    "Frames that look at the sentence, and a GRU that reads them from both ends."
+    "Frames that look at the sentence, and a narrow GRU that reads them from both ends."
     def __init__(self, width: int, numbers: int,  # W of the encoder's states, N of a frame
-                 embed: int = 256, hidden: int = 512,  # H, half of it in each direction
+                 embed: int = 256, hidden: int = 512,  # H of the summary; a quarter of it is the GRU's in each direction
                  attention: bool = True, aligned: bool = True, dropout: float = .1):
         super().__init__()
         self.queries, self.summary, self.value = FrameQueries(embed), nn.Linear(hidden, embed), nn.Linear(width, embed)
         self.key, self.guide = (nn.Linear(width + WAVES, embed), Guide(aligned)) if attention else (None, None)
-        self.dropout, self.gru, self.out = nn.Dropout(dropout), GatedEncoder(embed, hidden//2, 1), nn.Linear(2*(hidden//2), numbers)
+        self.dropout, self.gru, self.out = nn.Dropout(dropout), TwoWayGRU(embed, hidden//4), nn.Linear(embed + 2*(hidden//4), numbers)
 
     def contexts(self, queries: Tensor, memory: Memory, lengths: Tensor) -> Tensor:  # (B, T, E) → (B, T, E), or (B, 1, E) when fixed
         "What the frames find in the sentence."
@@ -155,9 +178,10 @@ class ParallelGRU(nn.Module):
         "All frames; teacher and fed have no part in it."
         queries = self.queries(lengths, frames)
         x = queries + self.contexts(queries, memory, lengths) + self.summary(memory.pooled)[:, None]
-        return self.out(self.gru(self.dropout(x), lengths))
+        x = self.dropout(x)
+        return self.out(torch.cat([x, self.gru(x, lengths)], 2))
 
-# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #a4a3d82a
+# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #0916ae1f
 def decoder_layers(width: int, heads: int, feedforward: int, layers: int, dropout: float) -> nn.TransformerDecoder:
     "Layers that normalise before they compute, each with weights of its own."
     layer = nn.TransformerDecoderLayer(width, heads, feedforward, dropout, batch_first=True, norm_first=True)
@@ -187,12 +211,21 @@ class FeedbackTransformer(nn.Module):
         "The frames that these states stand for."
         return self.out(x) + latest if self.residual else self.out(x)
 
-# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #ac1e321a
+    def forward(self, memory: Memory, lengths: Tensor, frames: int, teacher: Tensor | None = None, fed: Tensor | None = None) -> Tensor:
+        "All frames: at once where they are known, else in a loop."
+        memory = memory if self.attention else memory.fixed()
+        bias = self.guide(memory, lengths, frames)
+        if teacher is None or fed is not None:
+            made, teacher = self.own_frames(memory, bias, teacher, fed)
+            if not torch.is_grad_enabled(): return made
+        return self.from_known(memory, bias, shifted(teacher))
+
+# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #2b9e03b9
 @patch
-def at_once(self: FeedbackTransformer, memory: Memory,
-            bias: Tensor,    # (B, T, L)
-            latest: Tensor,  # (B, T, N) the frame before each
-            ) -> Tensor:     # (B, T, N)
+def from_known(self: FeedbackTransformer, memory: Memory,
+               bias: Tensor,    # (B, T, L)
+               latest: Tensor,  # (B, T, N) the frame before each
+               ) -> Tensor:     # (B, T, N)
     "All frames from known ones."
     hidden = nn.Transformer.generate_square_subsequent_mask(latest.shape[1], latest.device, latest.dtype)
     x = self.layers(self.given(latest, memory.pooled), memory.states, hidden, bias.repeat_interleave(self.heads, 0), tgt_is_causal=True)
@@ -236,12 +269,12 @@ def step(self: FeedbackTransformer, latest: Tensor,  # (B, N)
         x = x + layer.linear2(layer.activation(layer.linear1(layer.norm3(x))))
     return self.made(self.layers.norm(x), latest[:, None])[:, 0]
 
-# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #574069d5
+# %% ../../nbs/55_gloss2pose/04_decoders.ipynb #a130e6de
 @patch
 @torch.no_grad()
-def in_a_loop(self: FeedbackTransformer, memory: Memory, bias: Tensor, teacher: Tensor | None = None,
-              fed: Tensor | None = None,    # (B, T) bool
-              ) -> tuple[Tensor, Tensor]:   # (B, T, N) the frames made, and the frames that were fed
+def own_frames(self: FeedbackTransformer, memory: Memory, bias: Tensor, teacher: Tensor | None = None,
+               fed: Tensor | None = None,   # (B, T) bool
+               ) -> tuple[Tensor, Tensor]:  # (B, T, N) the frames made, and the frames that were fed
     "One frame after the other, without gradients and without dropout."
     training, frames = self.training, bias.shape[1]
     self.eval()
@@ -252,16 +285,6 @@ def in_a_loop(self: FeedbackTransformer, memory: Memory, bias: Tensor, teacher: 
         used.append(latest)
     self.train(training)
     return torch.stack(made, 1), torch.stack(used, 1)
-
-@patch
-def forward(self: FeedbackTransformer, memory: Memory, lengths: Tensor, frames: int, teacher: Tensor | None = None, fed: Tensor | None = None) -> Tensor:
-    "All frames: at once where they are known, else in a loop."
-    memory = memory if self.attention else memory.fixed()
-    bias = self.guide(memory, lengths, frames)
-    if teacher is None or fed is not None:
-        made, teacher = self.in_a_loop(memory, bias, teacher, fed)
-        if not torch.is_grad_enabled(): return made
-    return self.at_once(memory, bias, shifted(teacher))
 
 # %% ../../nbs/55_gloss2pose/04_decoders.ipynb #4922e570
 class ParallelTransformer(nn.Module):

@@ -65,7 +65,7 @@ class TransformerEncoder(nn.Module):
         states = self.layers(self.dropout(self.project(self.embedding(ids)) + places), src_key_padding_mask=~mask)
         return states, pool(states, mask, 'mean')[0]
 
-# %% ../../nbs/55_gloss2pose/03_encoders.ipynb #54f07239
+# %% ../../nbs/55_gloss2pose/03_encoders.ipynb #1857b43a
 def bert_of(name: str,                 # a folder or a name on the hub; '' = random weights
             vocabulary: int,           # entries; a published model has its own number
             layers: int = 2, width: int = 128,  # of the random one; a head has 64 numbers
@@ -80,7 +80,7 @@ def bert_of(name: str,                 # a folder or a name on the hub; '' = ran
         raise UserError(f'bert: {name!r} is no BERT that could be loaded ({str(error).splitlines()[0]}); '
                         'give a folder, a name in the local cache of the hub, or none for a small random one') from error
     if model.config.vocab_size == vocabulary: return model
-    raise UserError(f'bert: {name!r} has {model.config.vocab_size} word pieces, the glosses were numbered from {vocabulary}; number them with its own')
+    raise UserError(f'bert: {name!r} has {model.config.vocab_size} word pieces, the glosses were numbered for {vocabulary}; use its own')
 
 # %% ../../nbs/55_gloss2pose/03_encoders.ipynb #6cdaec2c
 class BertEncoder(nn.Module):
