@@ -43,7 +43,7 @@ CHANGES = dict(
     every_frame="clips batches",
     cropped="clips batches",
     transformer="parameters outputs",
-    bert="parameters outputs rates",
+    bert="parameters outputs",
     bert_seed_rate="rates",
     bert_two_rates="rates",
 )
@@ -113,6 +113,8 @@ def changes_of(name):
     found = {key for key in row if row[key] != other[key]}
     if "parameters" in found or "outputs" in found:
         found -= {"slopes", "ends"}  # they follow from it
+    if "model" in ABLATIONS[name].settings:
+        found -= {"rates"}  # a model may bring its own
     if "counter" in ABLATIONS[name].settings:
         found -= {"taught"}
     return found
@@ -146,7 +148,7 @@ def test_every_row_is_allowed_and_differs_only_where_it_says(preset, name):
         return
     other = {key: value for config in configured(row.against, preset) for key, value in asdict(config).items()}
     differs = {key for key in mine if mine[key] != other[key]}
-    implied = {"learning_rate"} if "model" in row.settings and preset == "paper" else set()  # the rate of the model
+    implied = {"learning_rate"} if "model" in row.settings else set()  # the rate of the model
     assert set(row.settings) <= differs <= set(row.settings) | implied or preset == "paper" and row.settings.get("fps") == 25
 
 
@@ -167,5 +169,7 @@ def test_unknown_rows_and_taken_fields_are_refused():
         configured("everything")
     with pytest.raises(UserError, match="about"):
         configured("padded", "smoke", dict(masked=True))
+    with pytest.raises(UserError, match="about"):  # it would be another row
+        configured("noise", "smoke", dict(feedback=False))
     with pytest.raises(UserError, match="not declared"):
         ablation_rows({"everything": {}})

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASE', 'SEED', 'LOSSES', 'DECODERS', 'RECIPES', 'ABLATIONS', 'CLIP_FIELDS', 'SHOWN', 'Ablation', 'known',
-           'settings_of', 'configured', 'prepares', 'rows_for', 'changed', 'told', 'ablation_rows']
+           'settings_of', 'about', 'configured', 'prepares', 'rows_for', 'changed', 'told', 'ablation_rows']
 
 # %% ../../nbs/55_gloss2pose/11_ablations.ipynb #fcc31946
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ RECIPES = dict(
 
 ABLATIONS: dict[str, Ablation] = {'base': Ablation('The common start.', {}, against='')} | LOSSES | DECODERS | RECIPES
 
-# %% ../../nbs/55_gloss2pose/11_ablations.ipynb #812b438b
+# %% ../../nbs/55_gloss2pose/11_ablations.ipynb #0e174f71
 def known(name: str) -> Ablation:
     "The row of that name."
     if name not in ABLATIONS: raise UserError(f'ablation {name!r} is not declared; choose one of {", ".join(ABLATIONS)}')
@@ -82,12 +82,16 @@ def settings_of(name: str) -> dict[str, Any]:  # field → value
     row = known(name)
     return {**(settings_of(row.against) if row.against else BASE), **row.settings}
 
+def about(name: str) -> set[str]:  # fields
+    "What a row and the rows before it, back to the start, have set."
+    row = known(name)
+    return set(row.settings) | (about(row.against) if row.against else set())
+
 def configured(name: str, preset: str = 'laptop',
                settings: dict[str, Any] | None = None,  # such as epochs, clips and seed; a field that the row is about is refused
                ) -> Configs:
     "The configurations of a row in the sizes of a preset."
-    row = known(name)
-    if taken := set(settings or {}) & set(row.settings):
+    if taken := set(settings or {}) & about(name):
         raise UserError(f'ablation {name}: {", ".join(sorted(taken))} is what the row is about; leave it out')
     return configure(preset, {**settings_of(name), **(settings or {})})
 
