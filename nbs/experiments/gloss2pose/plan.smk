@@ -14,11 +14,12 @@ if request.corpus == 'pocket':
     # --set model=… is a choice already made
     choices = {} if 'model' in given else dict(selection=step('gloss2pose', 'select', 'gloss2pose/select.ipynb', inputs=dict(corpus=corpus),
                                                               parameters=dict(**told, **short), gpus=gpu))
-    scored = {}
+    scored, first = {}, {}
     for seed in seeds:
         trained = {f'train_{name}': step('gloss2pose', 'train', 'gloss2pose/train.ipynb', variant=name, seed=seed, gpus=gpu,
                                          inputs=dict(corpus=corpus, **choices), parameters=dict(**told, place=place, seed=seed))
                    for place, name in enumerate(('selected', 'second', 'third') if choices else ('selected',), 1)}
+        first = first or trained
         scored[f's{seed}'] = step('gloss2pose', 'evaluate', 'gloss2pose/evaluate.ipynb', seed=seed, gpus=gpu,
                                   inputs=dict(corpus=corpus, judge=judge, **trained), parameters=dict(seed=seed))
-    step('gloss2pose', 'tables', 'gloss2pose/tables.ipynb', inputs=dict(corpus=corpus, judge=judge, **choices, **scored))
+    step('gloss2pose', 'tables', 'gloss2pose/tables.ipynb', inputs=dict(corpus=corpus, judge=judge, **choices, **scored, **first))
