@@ -161,7 +161,7 @@ def test_what_the_seed_lists_is_there():
 
 def test_rows_that_need_more():
     assert [name for name in ABLATIONS if prepares(name)] == ["not_mirrored", "every_frame", "cropped"]
-    assert set(rows_for(True)) == set(ABLATIONS) and set(ABLATIONS) - set(rows_for(False)) == {"bf16", "fp16"}
+    assert set(rows_for(True)) == set(ABLATIONS) and set(ABLATIONS) - set(rows_for(False)) == {"fp16"}
 
 
 def test_unknown_rows_and_taken_fields_are_refused():

@@ -104,7 +104,7 @@ def prepares(name: str) -> dict[str, Any]:  # the fields that prepare its clips,
 
 def rows_for(gpu: bool) -> list[str]:
     "The rows that a machine can train, each after the one it is compared with."
-    return [name for name, row in ABLATIONS.items() if gpu or 'precision' not in row.settings]
+    return [name for name, row in ABLATIONS.items() if gpu or row.settings.get('precision') != 'fp16']
 
 # %% ../../nbs/55_gloss2pose/11_ablations.ipynb #69ca0aba
 SHOWN = (('predicted', 'WER'), ('oracle', 'MSE, normalised'), ('predicted', 'velocity ratio'), ('predicted', 'hand DTW-JPE per_frame'),

@@ -61,19 +61,20 @@ class TrainingConfig:
             if getattr(self, name) < 1: raise UserError(f'{name}: {getattr(self, name)} is too small; give at least 1')
         if self.fps <= 0: raise UserError(f'fps: {self.fps} is not a frame rate; write frames per second, such as 25')
 
-# %% ../../nbs/55_gloss2pose/07_training.ipynb #a0144159
-# by model: the learning rate of its decoder and, where it differs, of its encoder
-RATES = dict(gru=dict(learning_rate=1e-3), transformer=dict(learning_rate=5e-4), bert=dict(learning_rate=1e-3, encoder_rate=2e-5))
-SMALL = ModelConfig(embed=64, hidden=128, d_model=128, ff=256, heads=4, encoder_layers=2, decoder_layers=2, bert_width=64, dropout=0.0, feedback=False)
+# %% ../../nbs/55_gloss2pose/07_training.ipynb #c6fe53f7
+# by preset and model: the learning rate and, where it differs, that of the encoder
+RATES = dict(paper=dict(gru=dict(learning_rate=1e-3), transformer=dict(learning_rate=5e-4), bert=dict(learning_rate=1e-3, encoder_rate=2e-5)),
+             laptop=dict(gru=dict(learning_rate=4e-3), transformer=dict(learning_rate=2e-3), bert=dict(learning_rate=4e-3, encoder_rate=1e-3)))
+SMALL = ModelConfig(embed=64, hidden=256, d_model=128, ff=256, heads=4, encoder_layers=2, decoder_layers=2, bert_width=64, dropout=0.0, feedback=False)
 PRESETS = dict(
     paper=(ModelConfig(), LossConfig(), TrainingConfig(precision='bf16')),
-    laptop=(SMALL, LossConfig(velocity=.5), TrainingConfig(fps=12.5, epochs=24, patience=8, batch_size=32, learning_rate=4e-3, dev_clips=100)),
+    laptop=(SMALL, LossConfig(velocity=.5, shapes=2.), TrainingConfig(fps=12.5, epochs=6, patience=3, batch_size=32, dev_clips=100)),
     smoke=(replace(SMALL, embed=32, hidden=32, d_model=32, ff=64, heads=2, encoder_layers=1, decoder_layers=1, bert_layers=1, bert_width=32),
-           LossConfig(velocity=.5), TrainingConfig(fps=12.5, epochs=2, patience=2, batch_size=16, learning_rate=4e-3, dev_clips=16)))
+           LossConfig(velocity=.5, shapes=2.), TrainingConfig(fps=12.5, epochs=2, patience=2, batch_size=16, dev_clips=16)))
 
 Configs = tuple[ModelConfig, LossConfig, TrainingConfig]
 
-# %% ../../nbs/55_gloss2pose/07_training.ipynb #5f046338
+# %% ../../nbs/55_gloss2pose/07_training.ipynb #a6284e33
 def configure(preset: str = 'laptop',  # 'smoke', 'laptop' or 'paper'
               settings: dict[str, Any] | None = None,  # fields of the model, the losses or the training that differ
               ) -> Configs:
@@ -84,7 +85,7 @@ def configure(preset: str = 'laptop',  # 'smoke', 'laptop' or 'paper'
         if not any(name in names for names in known):
             raise UserError(f'field {name!r} is unknown; gloss to pose has {", ".join(sorted(set().union(*known)))}')
     model = (settings or {}).get('model', PRESETS[preset][0].model)
-    rates = RATES.get(model, {}) if preset == 'paper' else {}
+    rates = RATES['paper' if preset == 'paper' else 'laptop'].get(model, {})
     return tuple(replace(config, **{name: value for name, value in {**rates, **(settings or {})}.items() if name in names})
                  for config, names in zip(PRESETS[preset], known))
 
@@ -191,7 +192,7 @@ def evaluation(data: Examples, training: TrainingConfig):  # model → scores
                     length=np.abs(np.array([len(one) for one in own]) - lengths).mean())
     return evaluate
 
-# %% ../../nbs/55_gloss2pose/07_training.ipynb #a940ebe3
+# %% ../../nbs/55_gloss2pose/07_training.ipynb #2498bcd2
 def groups_of(model: GlossToPose, training: TrainingConfig) -> list[dict[str, Any]]:
     "Parameters by learning rate."
     own = {'reader.encoder.bert.': training.encoder_rate/training.learning_rate} if model.config.model == 'bert' and training.encoder_rate else {}
@@ -199,11 +200,11 @@ def groups_of(model: GlossToPose, training: TrainingConfig) -> list[dict[str, An
 
 def fit_config(training: TrainingConfig, steps: int,  # in an epoch
                progress: bool) -> FitConfig:
-    "The configuration of the loop; half precision needs a GPU."
-    precision = training.precision if torch.cuda.is_available() else 'no'
+    "The configuration of the loop; fp16 is float32 where there is no GPU."
+    precision = 'no' if training.precision == 'fp16' and not torch.cuda.is_available() else training.precision
     return FitConfig(epochs=training.epochs, learning_rate=training.learning_rate, weight_decay=training.weight_decay, patience=training.patience,
                      warmup=round(training.warmup*training.epochs*steps), clip_norm=training.clip_norm, precision=precision, monitor='mse',
-                     device='cpu' if precision == 'no' and not torch.cuda.is_available() else 'auto', seed=training.seed, progress=progress)
+                     seed=training.seed, progress=progress)
 
 # %% ../../nbs/55_gloss2pose/07_training.ipynb #65b0ea6a
 def contract(configs: Configs, data: Examples) -> dict[str, Any]:  # JSON

@@ -23,3 +23,21 @@ if request.corpus == 'pocket':
         scored[f's{seed}'] = step('gloss2pose', 'evaluate', 'gloss2pose/evaluate.ipynb', seed=seed, gpus=gpu,
                                   inputs=dict(corpus=corpus, judge=judge, **trained), parameters=dict(seed=seed))
     step('gloss2pose', 'tables', 'gloss2pose/tables.ipynb', inputs=dict(corpus=corpus, judge=judge, **choices, **scored, **first))
+
+    # Outside the default batch: short trainings with one thing changed, see signbook.gloss2pose.ablations; a row about the clips has clips of its own.
+    CLIPS = dict(not_mirrored=dict(mirrored=False), every_frame=dict(fps=25.), cropped=dict(fps=25., longer='crop'))
+    ROWS = '''base no_velocity bones bones_in_frame acceleration no_shapes padded equal_hands no_length no_attention not_aligned counter own_frames
+              teacher_forcing scheduled_sampling linear_schedule noise residual attached counter_fed_back counter_stops bf16 not_mirrored every_frame
+              cropped transformer bert bert_seed_rate bert_two_rates'''.split() + ['fp16']*gpu
+    if request.preset == 'smoke': ROWS = ['base', 'no_velocity']   # wiring only
+    size, rows = dict(smoke=dict(epochs=1, clips=48), laptop=dict(epochs=6, clips=600), paper=dict(epochs=60, clips=0))[request.preset], {}
+    for name in ROWS:
+        own = corpus if name not in CLIPS else step('gloss2pose-ablations', 'prepare', 'gloss2pose/prepare.ipynb', variant=name, by_default=False,
+            parameters=dict(corpus='pocket', preset=request.preset, settings={**given, **CLIPS[name]}),
+            inputs=dict(sentences='corpora/prepare-pocket_sentences-s0', dictionary='corpora/prepare-pocket_dictionary-s0'))
+        beside = dict(references=corpus) if name == 'not_mirrored' else {}
+        rows[name] = step('gloss2pose-ablations', 'ablate', 'gloss2pose/ablate.ipynb', variant=name, by_default=False, gpus=gpu,
+                          inputs=dict(corpus=own, judge=judge, **beside), parameters=dict(preset=request.preset, row=name, settings=given, **size))
+    step('gloss2pose-ablations', 'tables', 'gloss2pose/ablation_tables.ipynb', by_default=False, inputs=rows)
+
+# Real corpora that are small enough to read whole: what they can show stands in their tables.
