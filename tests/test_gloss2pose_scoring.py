@@ -8,7 +8,7 @@ import pytest
 from signbook.corpora.sentences import clips as sentences
 from signbook.errors import UserError
 from signbook.gloss2pose.baselines import REAL, as_long_as, as_table, attempt, baselines, edits, nearest, pieces
-from signbook.gloss2pose.figures import joint_errors, strips
+from signbook.gloss2pose.figures import joint_errors, joint_figures, speed_histograms, strips, wrist_paths
 from signbook.gloss2pose.scoring import collapse_rows, compared, parted, scope_of, score_system, unit_of, verdicts, whole
 from signbook.gloss2pose.targets import left_handed, prepared
 from signbook.poses.drawing import png
@@ -192,5 +192,9 @@ def test_figures_do_not_change_between_drawings(corpus):
     _, references = corpus
     rows = {'reference': references[0], 'another': references[1]}
     assert png(strips(rows)) == png(strips(rows))
+    many = {f'system {number}': clip for number, clip in enumerate(references[:6])}
+    assert len(wrist_paths(references[0], many).axes) == 16
+    assert len(speed_histograms({name: [clip] for name, clip in many.items()}, references).axes) == 8
+    assert len(joint_figures({name: references for name in many}, references).axes) == 8 + 1
     with pytest.raises(UserError, match='oracle length'): joint_errors(references[:1], [replace(references[0], points=references[0].points[:-1],
                                                                                               confidence=references[0].confidence[:-1])])
