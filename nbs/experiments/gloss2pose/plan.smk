@@ -40,4 +40,21 @@ if request.corpus == 'pocket':
                           inputs=dict(corpus=own, judge=judge, **beside), parameters=dict(preset=request.preset, row=name, settings=given, **size))
     step('gloss2pose-ablations', 'tables', 'gloss2pose/ablation_tables.ipynb', by_default=False, inputs=rows)
 
-# Real corpora that are small enough to read whole: what they can show stands in their tables.
+# Real corpora: sentences of PHOENIX that are learnt by heart, words spelled from real letters, and iSign for those who have it.
+if request.corpus in ('phoenix_skels', 'fingerspelling', 'isign'):
+    given, optional = settings(('models', 'ModelConfig'), ('losses', 'LossConfig'), ('training', 'TrainingConfig')), request.corpus == 'fingerspelling'
+    usual = dict(phoenix_skels=dict(target='skels50x3', epochs=120, patience=120, batch_size=5, learning_rate=3e-3, weight_decay=0.),
+                 fingerspelling=dict(epochs=30, patience=30), isign={})[request.corpus]
+    told, gpu = dict(preset=request.preset, settings={**usual, **given}), int(request.preset == 'paper')
+    corpus = step('gloss2pose', 'prepare', 'gloss2pose/real.ipynb', variant=request.corpus, by_default=not optional,
+                  parameters=dict(corpus=request.corpus, **told, **data(request.corpus)))
+    # five sentences teach nobody to read
+    judges = {} if request.corpus == 'phoenix_skels' else dict(judge=step('gloss2pose', 'judge', 'gloss2pose/judge.ipynb', by_default=not optional,
+                                                                          inputs=dict(corpus=corpus), parameters=dict(preset=request.preset), gpus=gpu))
+    trained = {f'train_{name}': step('gloss2pose', 'train', 'gloss2pose/train.ipynb', variant=name, by_default=not optional, inputs=dict(corpus=corpus), gpus=gpu,
+                                     parameters=dict(preset=request.preset, settings=dict(told['settings'], model=name),
+                                                     dev='train' if request.corpus == 'phoenix_skels' else 'dev'))
+               for name in ('gru', 'transformer', 'bert')}
+    scored = step('gloss2pose', 'evaluate', 'gloss2pose/evaluate.ipynb', by_default=not optional, inputs=dict(corpus=corpus, **judges, **trained),
+                  parameters=dict(splits=['dev', 'train'] if request.corpus == 'phoenix_skels' else ['test']))
+    step('gloss2pose', 'tables', 'gloss2pose/tables.ipynb', by_default=not optional, inputs=dict(corpus=corpus, **judges, **trained, s0=scored))
