@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'REACHED', 'BERT_BASE', 'ModelConfig', 'check', 'reader_of', 'writer_of', 'Made', 'GlossToPose', 'frames_of',
-           'stopped', 'generate', 'behind_the_end', 'parameter_groups', 'parameter_counts']
+           'stopped', 'behind_the_end', 'parameter_groups', 'parameter_counts']
 
-# %% ../../nbs/55_gloss2pose/05_models.ipynb #8ba3b7be
+# %% ../../nbs/55_gloss2pose/05_models.ipynb #820ef118
 from dataclasses import dataclass, fields
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..corpora.batches import mask
@@ -137,7 +138,12 @@ def stopped(counter: Tensor) -> Tensor:  # (B, T) → (B,) int64
     reached = counter >= REACHED
     return torch.where(reached.any(1), reached.int().argmax(1) + 1, counter.shape[1])
 
-# %% ../../nbs/55_gloss2pose/05_models.ipynb #5731fcdf
+# %% ../../nbs/55_gloss2pose/05_models.ipynb #55a4baa5
+def behind_the_end(values: Tensor, lengths: Tensor) -> Tensor:  # (B, T, D), (B,) → (B, T, D)
+    "Zeros where a clip is over."
+    return values.masked_fill(~mask(lengths, values.shape[1])[..., None], 0)
+
+@patch
 @torch.no_grad()
 def generate(self: GlossToPose, ids: Tensor, mask: Tensor,  # (B, L)
              lengths: Tensor | None = None,                 # (B,) frames; None = as long as the model thinks
@@ -151,12 +157,6 @@ def generate(self: GlossToPose, ids: Tensor, mask: Tensor,  # (B, L)
     if counting: asked = stopped(numbers[..., -1])
     values = numbers[..., :-1] if self.config.counter else numbers
     return behind_the_end(values, asked)[:, :int(asked.max())], asked
-
-def behind_the_end(values: Tensor, lengths: Tensor) -> Tensor:  # (B, T, D), (B,) → (B, T, D)
-    "Zeros where a clip is over."
-    return values.masked_fill(~mask(lengths, values.shape[1])[..., None], 0)
-
-GlossToPose.generate = generate
 
 # %% ../../nbs/55_gloss2pose/05_models.ipynb #4475e950
 def parameter_groups(model: GlossToPose) -> dict[str, list[nn.Parameter]]:  # 'bert', empty without one, and 'rest'; what is frozen is in neither
