@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from signbook.corpora import sentences
 from signbook.errors import UserError
 from signbook.soke.dictionary import (
+    FILED,
     MOST,
-    PARTS,
     Dictionary,
     build,
     encoded,
@@ -247,4 +247,4 @@ def test_missing_files_and_lists_that_are_none(tmp_path):
     (tmp_path / "names.json").write_text('{"a": "rain"}')
     with pytest.raises(UserError, match="names.json"):
         read_names(tmp_path / "names.json")
-    assert list(PARTS.values()) == ["body", "lhand", "rhand"]
+    assert FILED == ("body", "lhand", "rhand")
