@@ -240,7 +240,7 @@ def kept(metrics: Sequence[Metric]) -> dict[str, list[list[float]]]:  # name →
     return {metric.name: [[digits(value) for value in column] for column in metric.rows.T] for metric in metrics if metric.name in COMPARED}
 
 # %% ../../nbs/55_gloss2pose/09_scoring.ipynb #565d92bc
-def score_system(oracle: Sequence[Clip],  # N made clips, as long as the references
+def score_system(oracle: Sequence[Clip] | None,  # N made clips, as long as the references; None: not asked for
                  predicted: Sequence[Clip],  # N made clips, as long as the system found right
                  references: Sequence[Clip],  # N
                  unit: Normaliser,  # of training, from `unit_of` or of a trained model
@@ -254,7 +254,8 @@ def score_system(oracle: Sequence[Clip],  # N made clips, as long as the referen
     "Everything that is known about one system on one split."
     scope, points, record = scope_of(references, axes), references[0].table.points, dict(clips=len(references), details=dict(rows={}, signatures={}))
     if judge is not None and ceiling is None: ceiling = readings(judge, references, axes)
-    for length, clips in (('oracle', oracle), ('predicted', predicted)):
+    for length, clips in dict(oracle=oracle, predicted=predicted).items():
+        if clips is None: continue
         made, real = motions_of(clips, references, axes)
         found = seed_scores(made, real, scope, unit, frames) + path_scores(made, real, scope, points) + motion_scores(made, real, scope)
         if length == 'oracle': found += [*frame_scores(made, real, scope, unit), variety_ratio(made, real, scope)]

@@ -7,13 +7,13 @@ __all__ = ['PRESETS', 'find_project', 'Request', 'parse_settings', 'config_field
            'data_parameters', 'file_parameters', 'selected', 'check_request', 'read_plan', 'write_request',
            'read_request']
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #e27d4071
+# %% ../../nbs/90_workbook/01_plan.ipynb #70a8d257
 import ast
 import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import signbook
@@ -94,7 +94,7 @@ def typed(name: str,  # field
     except (ValueError, KeyError):
         raise UserError(f'--set {name}={text}: {name} needs a value of type {annotation}') from None
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #51841216
+# %% ../../nbs/90_workbook/01_plan.ipynb #a5bb7681
 @dataclass(frozen=True)
 class Step:
     "One papermill run."
@@ -107,6 +107,7 @@ class Step:
     inputs: dict[str, str] = field(default_factory=dict)  # name in the notebook → key of the step that it reads
     memory_mb: int = 2000  # for schedulers
     gpus: int = 0
+    compared: bool = True  # False: its numbers are noise, no reference is kept of them
 
     @property
     def key(self) -> str:
@@ -118,11 +119,12 @@ class Step:
         "The key as a name that Snakemake accepts."
         return re.sub(r'\W', '_', self.key)
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #29ba209e
+# %% ../../nbs/90_workbook/01_plan.ipynb #52bb1c8f
 class Plan:
     "The steps that the plan files declare for a request."
     def __init__(self, project: Path, request: Request):
         self.project, self.request, self.steps, self.optional, self.known = project, request, {}, set(), {}
+        self.noisy: set[str] = set()  # targets that have learnt too little to be compared
         self.seeds = range(request.seeds)
 
     def step(self,
@@ -182,7 +184,7 @@ def file_parameters(self: Plan,
 
 Plan.files = file_parameters
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #dd2d10b9
+# %% ../../nbs/90_workbook/01_plan.ipynb #11f61712
 def selected(plan: Plan,
              ) -> dict[str, Step]:  # key → step, inputs before the steps that read them
     "The steps that the request asks for, in an order that runs."
@@ -198,7 +200,8 @@ def selected(plan: Plan,
         if key in chosen: return
         if key not in plan.steps: raise UserError(f'plan: input {key} is no step; steps are {", ".join(plan.steps)}')
         for other in plan.steps[key].inputs.values(): take(other)
-        chosen[key] = plan.steps[key]
+        step = plan.steps[key]
+        chosen[key] = replace(step, compared=step.compared and (step.name == 'prepare' or step.target not in plan.noisy))
     for key, step in plan.steps.items():
         if step.target in wanted: take(key)
     return chosen
@@ -210,14 +213,14 @@ def check_request(request: Request) -> Request:  # the same request
     if request.seeds < 1: raise UserError(f'--seeds {request.seeds}: at least one seed is needed')
     return request
 
-# %% ../../nbs/90_workbook/01_plan.ipynb #2c7e5ea3
+# %% ../../nbs/90_workbook/01_plan.ipynb #63d46468
 def read_plan(project: Path,  # the checkout
               request: Request,
               ) -> dict[str, Step]:  # key → step, in an order that runs
     "The steps of a request, from every plan file of the checkout."
     plan = Plan(project, check_request(request))
     for path in sorted((project/'nbs'/'experiments').glob('*/plan.smk')):
-        names = dict(request=request, step=plan.step, seeds=plan.seeds, fields=plan.fields, data=plan.data, files=plan.files)
+        names = dict(request=request, step=plan.step, seeds=plan.seeds, fields=plan.fields, data=plan.data, files=plan.files, noisy=plan.noisy.add)
         exec(compile(path.read_text(encoding='utf-8'), str(path.relative_to(project)), 'exec'), names)
     return selected(plan)
 

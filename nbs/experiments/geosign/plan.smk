@@ -26,6 +26,7 @@ if request.corpus == 'csl_news':
          parameters=dict(preset=request.preset, settings=settings(MODEL, TRAINING, STAGES)))
 
 if request.corpus == 'pocket':
+    if request.preset == 'smoke': noisy('geosign')   # wiring only: a rounding error decides what is said
     given = settings(MODEL, TRAINING)
     shaped = {name: value for name, value in given.items() if name not in ('manifold', 'mode', 'seed')}
     corpus = step('geosign', 'prepare', 'geosign/prepare.ipynb', parameters=dict(preset=request.preset, settings={

@@ -5,6 +5,7 @@ def settings(*classes):
     return {name: value for name, value in found.items() if name != 'seed'}
 
 if request.corpus == 'pocket':
+    if request.preset == 'smoke': noisy('gloss2pose')   # wiring only: a rounding error decides what is said
     given = settings(('models', 'ModelConfig'), ('losses', 'LossConfig'), ('training', 'TrainingConfig'))
     told, gpu = dict(preset=request.preset, settings=given), int(request.preset == 'paper')
     corpus = step('gloss2pose', 'prepare', 'gloss2pose/prepare.ipynb', parameters=dict(corpus='pocket', **told),
