@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Decoder', 'Generated', 'leaving', 'greedy', 'continuations', 'Finished', 'beam_search', 'Memory', 'attend',
-           'MT5Layer', 'MT5Decoder', 'generate', 'in_length_order', 'by_length']
+           'MT5Layer', 'MT5Decoder', 'generate', 'joined', 'MBartLayer', 'MBartDecoder', 'Sampling', 'gumbel', 'chosen',
+           'in_length_order', 'by_length']
 
 # %% ../../nbs/25_layers/05_decoding.ipynb #5d3c6eaf
 from collections.abc import Callable, Sequence
@@ -168,25 +169,26 @@ def beam_search(decoder: Decoder,
             clips, open, latest, running, state = clips[stay], open[stay], latest[stay], running[stay], decoder.keep(state, stay)
     return Generated(finished.sentences(tokens, origins, decoder.start, decoder.pad, n_best), finished.scores[:, :n_best]).checked()
 
-# %% ../../nbs/25_layers/05_decoding.ipynb #e151e8e4
+# %% ../../nbs/25_layers/05_decoding.ipynb #52ebaa30
 @dataclass
 class Memory:
-    "What an mT5 has computed so far for B clips with K beams."
+    "What a decoder has computed so far for B clips with K beams."
     cross: list[tuple[Tensor, Tensor]]  # per layer: keys and values (B, H, S, D) of the clip, once for all its beams
     past: list[tuple[Tensor, Tensor]]   # per layer: keys and values (B, H, T, K, D) of the pieces, where they were written
     real: Tensor      # (B, 1, 1, S): 0 where the encoder's output is real, minus infinity elsewhere
     family: Tensor    # (B, K, T, K): 0 where beam k descends from the piece of step t in place j, minus infinity elsewhere
-    distance: Tensor  # (H, T): what the distance to a piece adds to its score, the latest piece last
+    distance: Tensor | None  # (H, T): what the distance to a piece adds to its score in mT5, the latest piece last
     length: int = 0   # pieces read
 
-# %% ../../nbs/25_layers/05_decoding.ipynb #cf68c6fc
+# %% ../../nbs/25_layers/05_decoding.ipynb #4dae6249
 def attend(query: Tensor,   # (B, H, K, D)
            keys: Tensor,    # (B, H, N, D)
            values: Tensor,  # (B, H, N, D)
-           bias: Tensor,    # broadcasts to (B, H, K, N)
+           bias: Tensor | None,  # broadcasts to (B, H, K, N)
            ) -> Tensor:  # (B, K, H·D)
     "What the queries find."
-    weights = torch.matmul(query, keys.transpose(-1, -2)).add(bias).softmax(-1)
+    scores = torch.matmul(query, keys.transpose(-1, -2))
+    weights = (scores if bias is None else scores.add_(bias)).softmax(-1)
     return torch.matmul(weights, values).transpose(1, 2).flatten(2)
 
 # %% ../../nbs/25_layers/05_decoding.ipynb #de05e13a
@@ -287,6 +289,104 @@ def generate(model: nn.Module | Decoder,  # an MT5ForConditionalGeneration or an
     decoder = model if isinstance(model, Decoder) else MT5Decoder(model)
     if beams == 1: return greedy(decoder, encoded, mask, new_tokens, length_penalty)
     return beam_search(decoder, encoded, mask, beams, new_tokens, n_best, length_penalty)
+
+# %% ../../nbs/25_layers/05_decoding.ipynb #4b8fccd2
+def joined(*parts: nn.Linear, scale: float = 1.0) -> tuple[Tensor, Tensor]:  # weight and bias of one product; the first part scaled
+    "Several products of the same input as one."
+    scales = [scale] + [1.0]*(len(parts) - 1)
+    return (torch.cat([part.weight*by for part, by in zip(parts, scales, strict=True)]),
+            torch.cat([part.bias*by for part, by in zip(parts, scales, strict=True)]))
+
+class MBartLayer:
+    "The weights of one block of an mBART's decoder, with products over the same input joined."
+    def __init__(self, block: nn.Module, heads: int):
+        own, clip = block.self_attn, block.encoder_attn
+        self.norms, self.heads = (block.self_attn_layer_norm, block.encoder_attn_layer_norm, block.final_layer_norm), heads
+        scale = (own.embed_dim//heads)**-.5
+        self.own_read, self.own_out = joined(own.q_proj, own.k_proj, own.v_proj, scale=scale), own.out_proj
+        self.clip_ask, self.clip_read, self.clip_out = joined(clip.q_proj, scale=scale), joined(clip.k_proj, clip.v_proj), clip.out_proj
+        self.fc1, self.fc2, self.gate = block.fc1, block.fc2, block.activation_fn
+
+    def heads_of(self,
+                 x: Tensor,  # (B, N, W)
+                 read: tuple[Tensor, Tensor],  # weight (n·W, W) and bias
+                 ) -> Tensor:  # (n, B, H, N, D)
+        "Several products at once, cut into heads."
+        return F.linear(x, *read).unflatten(2, (-1, self.heads, x.shape[2]//self.heads)).permute(2, 0, 3, 1, 4)
+
+# %% ../../nbs/25_layers/05_decoding.ipynb #ee413e6b
+class MBartDecoder:
+    "The decoder of an mBART, one piece at a time, without dropout."
+    def __init__(self, model: nn.Module,  # an MBartForConditionalGeneration
+                 start: int = 2):         # the piece before the first: a language, in most models
+        config, self.model, self.body = model.config, model, model.model.decoder
+        self.start, self.end, self.pad = start, config.eos_token_id, config.pad_token_id
+        self.heads, self.places = config.decoder_attention_heads, config.max_position_embeddings
+        self.layers = [MBartLayer(block, self.heads) for block in self.body.layers]
+
+    def begin(self, encoded: Tensor, mask: Tensor | None, beams: int, longest: int) -> Memory:
+        "Keys and values of the clip in every layer, and room for those of the pieces; no mask = all of it is real."
+        if longest > self.places: raise UserError(f'new_tokens: {longest} pieces asked of a decoder with {self.places} places; ask for fewer')
+        cross = [tuple(layer.heads_of(encoded, layer.clip_read).contiguous()) for layer in self.layers]
+        room = (len(encoded), self.heads, longest, beams, encoded.shape[2]//self.heads)
+        past = [(encoded.new_empty(room), encoded.new_empty(room)) for _ in self.layers]
+        real = encoded.new_zeros(encoded.shape[:2]) if mask is None else encoded.new_zeros(mask.shape).masked_fill(mask == 0, -torch.inf)
+        family = encoded.new_full((len(encoded), beams, longest, beams), -torch.inf)
+        return Memory(cross, past, real[:, None, None], family, None)
+
+    reorder, keep = MT5Decoder.reorder, MT5Decoder.keep
+
+# %% ../../nbs/25_layers/05_decoding.ipynb #02254962
+@patch
+def read(self: MBartDecoder,
+         x: Tensor,  # (B, K, W) what is read next, without its place
+         state: Memory) -> tuple[Tensor, Memory]:  # (B, K, W)
+    "Write what is read into the memory; what the decoder makes of it."
+    t, beams = state.length, x.shape[1]
+    state.family[:, :, t] = torch.full((beams, beams), -torch.inf, device=x.device).fill_diagonal_(0)
+    related = state.family[:, None, :, :t + 1].flatten(3) if beams > 1 else None
+    x = self.body.layernorm_embedding(x + self.body.embed_positions.weight[t + self.body.embed_positions.offset])
+    for layer, clip, (keys, values) in zip(self.layers, state.cross, state.past, strict=True):
+        query, keys[:, :, t], values[:, :, t] = layer.heads_of(layer.norms[0](x), layer.own_read)
+        x = x + layer.own_out(attend(query, keys[:, :, :t + 1].flatten(2, 3), values[:, :, :t + 1].flatten(2, 3), related))
+        x = x + layer.clip_out(attend(layer.heads_of(layer.norms[1](x), layer.clip_ask)[0], *clip, state.real))
+        x = x + layer.fc2(layer.gate(layer.fc1(layer.norms[2](x))))
+    state.length += 1
+    return self.body.layer_norm(x), state
+
+@patch
+def step(self: MBartDecoder, ids: Tensor, state: Memory) -> tuple[Tensor, Memory]:
+    "Write the pieces into the memory; what may come next."
+    x, state = self.read(self.body.embed_tokens(ids), state)
+    return self.model.lm_head(x) + self.model.final_logits_bias, state
+
+# %% ../../nbs/25_layers/05_decoding.ipynb #b07d14f9
+@dataclass(frozen=True)
+class Sampling:
+    "How to draw a piece."
+    temperature: float = 1.0  # τ
+    top_k: int = 0  # pieces that may be drawn; 0 = all
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.temperature > 0: raise UserError(f'temperature: {self.temperature} is not above 0; choose greedily instead')
+        if self.top_k < 0: raise UserError(f'top_k: {self.top_k} pieces cannot be drawn from; give 0 for all of them')
+
+def gumbel(shape: Sequence[int], seed: int) -> Tensor:
+    "Noise that turns choosing into drawing."
+    u = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return -(-u.clamp(min=1e-300).log()).clamp(min=1e-300).log().float()
+
+def chosen(logits: Tensor,  # (..., V)
+           sampling: Sampling | None = None,  # None = the best
+           noise: Tensor | None = None,  # (..., V) from `gumbel`
+           ) -> Tensor:  # (...) places in the list
+    "The best piece, or one that is drawn."
+    if sampling is None: return logits.argmax(-1)
+    if 0 < sampling.top_k < logits.shape[-1]:
+        worst = logits.topk(sampling.top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < worst, -torch.inf)
+    return (logits/sampling.temperature + noise).argmax(-1)
 
 # %% ../../nbs/25_layers/05_decoding.ipynb #f6092205
 def in_length_order(lengths: Sequence[int],  # of every item
