@@ -6,7 +6,7 @@
 __all__ = ['app', 'corpus_app', 'reference_app', 'Preset', 'Corpus', 'Seeds', 'Settings', 'Root', 'Output', 'Project', 'CorpusId',
            'CorpusRoot', 'Number', 'Seed', 'reproduce', 'status', 'plan', 'corpus_list', 'corpus_show', 'corpus_get',
            'corpus_check', 'corpus_build', 'corpus_export', 'corpus_audit', 'recognise', 'score', 'doctor', 'translate',
-           'pose', 'reference_update', 'reference_compare', 'reference_readme', 'clean', 'main']
+           'pose', 'sign', 'reference_update', 'reference_compare', 'reference_readme', 'clean', 'main']
 
 # %% ../../nbs/90_workbook/11_cli.ipynb #ab736d12
 import os
@@ -248,10 +248,10 @@ def translate(clip: Annotated[str, typer.Argument(help='a .pose file, a .pkl of 
     def tell(line: str) -> None: typer.echo(printable(line), err=True)
     for line in found(clip, run, language, beams, best, root, fps, tell).lines(): typer.echo(printable(line))
 
-# %% ../../nbs/90_workbook/11_cli.ipynb #88806304
+# %% ../../nbs/90_workbook/11_cli.ipynb #e24b7464
 @app.command()
 def pose(run: Annotated[str, typer.Option(help='a finished training run that signs, such as one of gloss2pose')],
-         output: Annotated[str, typer.Option('--output', '-o', help='file to write: .gif, .png (a strip of frames), .pose or .npz; several '
+         output: Annotated[str, typer.Option('--output', '-o', help='file to write: .gif, .mp4, .png (a strip), .pose or .npz; several '
                                                                     'sentences go to OUT-001.gif, OUT-002.gif, …')],
          gloss: Annotated[str | None, typer.Argument(help='a sentence of glosses, such as "HOUSE BIG"')] = None,
          file: Annotated[str | None, typer.Option(help='a file with one sentence a line, instead')] = None,
@@ -259,6 +259,22 @@ def pose(run: Annotated[str, typer.Option(help='a finished training run that sig
     "Sign sentences of glosses: as a moving picture, a strip, or numbers."
     from signbook.workbook.posing import pose as signed
     for path in signed(run, output, gloss, file, frames, lambda line: typer.echo(printable(line), err=True)): typer.echo(path)
+
+# %% ../../nbs/90_workbook/11_cli.ipynb #fc64bf92
+@app.command()
+def sign(run: Annotated[str, typer.Option(help='a finished training run that signs texts, such as one of SOKE')],
+         output: Annotated[str, typer.Option('--output', '-o', help='file to write: .gif, .mp4, .png (a strip), .pose or .npz; several '
+                                                                    'sentences go to OUT-001.gif, OUT-002.gif, …')],
+         text: Annotated[str | None, typer.Argument(help='a sentence, such as "Fold the paper."')] = None,
+         language: Annotated[str | None, typer.Option(help='of the text, such as de, en or zh')] = None,
+         file: Annotated[str | None, typer.Option(help='a file with one sentence a line, instead')] = None,
+         retrieval: Annotated[bool, typer.Option(help='look words up in the dictionary of the run')] = True,
+         sample: Annotated[bool, typer.Option('--sample', help='draw at random instead of taking the likeliest')] = False,
+         seed: Annotated[int | None, typer.Option(help='of --sample; default 0')] = None):
+    "Sign sentences of a written language: as a moving picture, a film, a strip, or numbers."
+    from signbook.workbook.signing import sign as signed
+    def tell(line: str) -> None: typer.echo(printable(line), err=True)
+    for path in signed(run, output, text, file, language, retrieval, sample, seed, tell): typer.echo(path)
 
 # %% ../../nbs/90_workbook/11_cli.ipynb #f799a7a3
 @reference_app.command('update')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST', 'SIDE', 'WRITERS', 'sentences', 'in_pixels', 'numbers', 'writer_of', 'destinations', 'pose']
 
-# %% ../../nbs/90_workbook/16_posing.ipynb #7fd22814
+# %% ../../nbs/90_workbook/16_posing.ipynb #7fea5125
 import io
 import os
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from ..errors import CorpusError, UserError
 from ..files import write_atomic
 from ..poses.clips import Clip, check
 from ..poses.drawing import gif, limits, png, strip
+from ..poses.films import mp4
 from ..poses.skeletons import convert, holistic75
 from ..scores.predictions import read_sentences
 from .systems import loaded
@@ -55,16 +56,18 @@ def in_pixels(clip: Clip,  # of any layout and unit, C = 2 or 3
     if clip.layout != holistic75.name: moved, confidence, _ = convert(moved, confidence, clip.layout, holistic75.name)
     return replace(clip, points=moved*(confidence[..., None] > 0), confidence=confidence, layout=holistic75.name, streams={})
 
-# %% ../../nbs/90_workbook/16_posing.ipynb #6de1626b
+# %% ../../nbs/90_workbook/16_posing.ipynb #1d449f8e
 def numbers(clip: Clip) -> bytes:  # of a .npz file without pickles
     "A clip as plain arrays."
     file = io.BytesIO()
-    np.savez_compressed(file, points=clip.points, confidence=clip.confidence, layout=clip.layout, fps=clip.fps, gloss=clip.gloss)
+    np.savez_compressed(file, points=clip.points, confidence=clip.confidence, layout=clip.layout, fps=clip.fps, gloss=clip.gloss,
+                        **({'smplx': clip.streams['smplx']} if 'smplx' in clip.streams else {}))
     return file.getvalue()
 
-# %% ../../nbs/90_workbook/16_posing.ipynb #e56c9f74
+# %% ../../nbs/90_workbook/16_posing.ipynb #97f6d7c9
 WRITERS: dict[str, Callable[[Clip, Path], object]] = {  # ending → writes the whole file or nothing
     '.gif': gif,
+    '.mp4': mp4,
     '.png': lambda clip, path: write_atomic(path, png(strip(clip))),
     '.pose': lambda clip, path: write_pose(in_pixels(clip), path, (SIDE, SIDE)),
     '.npz': lambda clip, path: write_atomic(path, numbers(clip)),
@@ -90,9 +93,9 @@ def destinations(output: str | Path,  # from the command line
     if not os.access(there, os.W_OK | os.X_OK): raise UserError(f'{path}: cannot be written ({there} may not be written to); name another place')
     return paths
 
-# %% ../../nbs/90_workbook/16_posing.ipynb #8018569f
+# %% ../../nbs/90_workbook/16_posing.ipynb #7b7ec6f8
 def pose(run: str | Path,  # a finished run that signs
-         output: str | Path,  # .gif, .png, .pose or .npz
+         output: str | Path,  # .gif, .mp4, .png, .pose or .npz
          gloss: str | None = None,  # a sentence
          file: str | Path | None = None,  # or a file of them, one a line
          frames: int | None = None,  # of every sentence; None: as many as the system predicts

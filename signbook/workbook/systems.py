@@ -57,7 +57,7 @@ def system_of(run: str | Path,  # a finished run
     return name
 
 # %% ../../nbs/90_workbook/15_systems.ipynb #81fe22c8
-ABILITIES = dict(reads='reads signs', n_best='translates clips', poses='signs glosses')  # method → what who has it does
+ABILITIES = dict(reads='reads signs', n_best='translates clips', poses='signs glosses', signs='signs texts')  # method → what who has it does
 
 def described(system: str) -> str:
     "The name of a system as words."
