@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..files import write_atomic
 from ..layers.language import MBART_EOS, MBART_PAD, MBART_UNKNOWN, Pieces, model_file, train_sentencepiece
 
-# %% ../../nbs/65_soke/04_rows.ipynb #9bd8ed4f
+# %% ../../nbs/65_soke/04_rows.ipynb #cee93018
 CODES = (96, 192, 192)  # of body, left and right hand
 SPARE = 3  # rows of each alphabet that no code uses
 SIGNED = {'en': 'ASL', 'zh': 'CSL', 'de': 'DGS'}  # written language → sign language, in the order of the rows
@@ -38,7 +38,7 @@ class Rows:
     separate: bool = False  # a row to start with for each part
 
     def __post_init__(self):
-        if len(self.codes) != 3 or min(self.codes) < 1: raise UserError(f'codes: {self.codes} are not three sizes; give those for body, left and right')
+        if len(self.codes) != 3 or min(self.codes) < 1: raise UserError(f'codes: {self.codes} are not three sizes; give body, left and right')
         if any(not MBART_UNKNOWN < row < self.base for row in self.written) or len(self.written) != len(SIGNED):
             raise UserError(f'written: rows {self.written} are not {len(SIGNED)} rows for languages among {self.base}')
 
@@ -83,7 +83,7 @@ def spoken(rows: Rows, part: int, ends: bool) -> Tensor:  # (K,) or (K + 1,): th
     codes = torch.arange(rows.first[part], rows.first[part] + rows.codes[part])
     return torch.cat([codes, torch.tensor([MBART_EOS])]) if ends else codes
 
-# %% ../../nbs/65_soke/04_rows.ipynb #e8cc3dc0
+# %% ../../nbs/65_soke/04_rows.ipynb #ce619452
 UPSTREAM_LANGUAGES = ('ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT lv_LV my_MM ne_NP nl_XX ro_RO ru_RU '
                       'si_LK tr_TR vi_VN zh_CN').split()
 WRITTEN = ('en_XX', 'zh_CN', 'de_DE')
@@ -91,7 +91,7 @@ WRITTEN = ('en_XX', 'zh_CN', 'de_DE')
 def lookup(map_ids: Mapping[int, int]) -> Tensor:  # number of the tokenizer → row
     "A published map as a table; numbers beyond it are unknown, too."
     rows = {int(number): int(row) for number, row in map_ids.items()}
-    if sorted(rows.values()) != list(range(len(rows))): raise UserError(f'map_ids: {len(rows)} numbers do not lead to as many rows, each once; take another')
+    if sorted(rows.values()) != list(range(len(rows))): raise UserError(f'map_ids: {len(rows)} numbers do not lead to as many rows, each once')
     if any(rows.get(special) != special for special in range(4)): raise UserError('map_ids: numbers 0 to 3 do not lead to rows 0 to 3; take another')
     table = torch.full((max(rows) + 2,), MBART_UNKNOWN)
     table[list(rows)] = torch.tensor(list(rows.values()))
