@@ -61,8 +61,8 @@ def plain(clip: Clip,  # with the stream 'smplx'
     found = features_of(clip) if features is None else features
     return clip_of(found, fps or clip.fps, layout, id=clip.id, text=clip.text, gloss=clip.gloss, language=clip.language, split=clip.split)
 
-# %% ../../nbs/65_soke/11_scoring.ipynb #03d04192
-LIMITS = {'per_frame': 'rewards clips that last longer', 'DTW-PA-JPE': 'prefers a pose that stands still to signing other words',
+# %% ../../nbs/65_soke/11_scoring.ipynb #2e4c53a0
+LIMITS = {'per_frame': 'rewards clips that last longer', 'DTW-PA-JPE path_sum': 'prefers a pose that stands still to signing other words',
           'length': 'does not see whether anything moves', 'ratio': 'cannot tell signs apart'}  # part of a name → what was found
 
 def cannot_tell(score: str) -> str:  # '' where nothing was found
@@ -129,7 +129,7 @@ def bleu(said: Sequence[str], references: Sequence[Clip], identity: str) -> Metr
     "BLEU-4 over all languages."
     return Metric('BLEU-4', f'all languages|convention:signbook|back-translated by {identity}', bleu_rows(said, references), OfSums(bleu_of))
 
-# %% ../../nbs/65_soke/11_scoring.ipynb #064353ce
+# %% ../../nbs/65_soke/11_scoring.ipynb #92287b38
 @dataclass
 class Heard:
     "A translator that has said it already."
@@ -150,7 +150,7 @@ def by_language(said: Sequence[str], ceiling: Sequence[str], made: Sequence[Clip
 
 def digits(value: float) -> float:  # five significant digits
     "A number as it is stored."
-    return float(f'{value:.5g}')
+    return float(f'{value:.5g}') if abs(value) > 1e-9 else 0.
 
 def numbers(one: Any,  # an interval
             ) -> dict[str, float]:
