@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BODY', 'PARTS', 'JOINTS', 'LIMITS', 'TIPS', 'FOLLOWED', 'RATE', 'MAIN', 'BRIEF', 'COMPARED', 'OF_LANGUAGES',
            'STATISTICS', 'LEARNT_NOTHING', 'BOUNDS', 'MODES', 'HINTED', 'SLOWEST', 'FASTEST', 'DECIDING', 'placed',
-           'motions_of', 'plain', 'cannot_tell', 'path_scores', 'fingers', 'pace_scores', 'shown', 'said_of',
+           'motions_of', 'plain', 'named', 'cannot_tell', 'path_scores', 'fingers', 'pace_scores', 'shown', 'said_of',
            'bleu_rows', 'bleu', 'Heard', 'by_language', 'digits', 'numbers', 'refuse_unpaired', 'languages_of',
            'score_system', 'apart', 'parted', 'whole', 'standing', 'nearest_text', 'stitched', 'controls', 'batches',
            'reconstructed', 'laid_on', 'frame_errors', 'code_use', 'score_tokenizer', 'families', 'compared', 'better',
@@ -36,7 +36,7 @@ from .motion import Scale, clip_of, features_of, fitted
 from .quantiser import perplexity
 from .tokenizer import Tokenizer
 
-# %% ../../nbs/65_soke/11_scoring.ipynb #4ddf0693
+# %% ../../nbs/65_soke/11_scoring.ipynb #5863488e
 BODY = 'synthetic body, metres, not comparable with the paper'
 PARTS = ('body', 'left_hand', 'right_hand')
 JOINTS = {part: joints('landmarks141', part) for part in PARTS}
@@ -60,6 +60,10 @@ def plain(clip: Clip,  # with the stream 'smplx'
     "What a system knows of a clip, or has made in its place."
     found = features_of(clip) if features is None else features
     return clip_of(found, fps or clip.fps, layout, id=clip.id, text=clip.text, gloss=clip.gloss, language=clip.language, split=clip.split)
+
+def named(made: Sequence[Clip], references: Sequence[Clip]) -> list[Clip]:
+    "Made clips under the names of their references."
+    return [replace(one, id=clip.id, gloss=clip.gloss, split=clip.split) for one, clip in zip(made, references, strict=True)]
 
 # %% ../../nbs/65_soke/11_scoring.ipynb #2e4c53a0
 LIMITS = {'per_frame': 'rewards clips that last longer', 'DTW-PA-JPE path_sum': 'prefers a pose that stands still to signing other words',
