@@ -223,7 +223,7 @@ def test_runs_that_cannot_sign_texts(run, tmp_path):
         assert code == 2 and not printed and "a run of soke, which signs texts" in err and err.count("\n") == 1, err
 
 
-@pytest.mark.parametrize("name", ["best.safetensors", "tokenizers.safetensors", "dictionary.json", "rows.json"])
+@pytest.mark.parametrize("name", ["best.safetensors", "tokenizers.safetensors", "dictionary.json", "rows.json", "pieces.model"])
 def test_damaged_runs_are_one_sentence(run, tmp_path, name):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CODES', 'SPARE', 'SIGNED', 'UPSTREAM_LANGUAGES', 'WRITTEN', 'LONGEST_SOURCE', 'Rows', 'place', 'start_rows',
-           'allowed', 'spoken', 'lookup', 'mapped', 'Written', 'source', 'padded', 'write_words', 'read_words']
+           'allowed', 'spoken', 'lookup', 'mapped', 'processor_of', 'Written', 'source', 'padded', 'write_words',
+           'read_words']
 
 # %% ../../nbs/65_soke/04_rows.ipynb #e692a7e5
 import json
@@ -101,7 +102,14 @@ def mapped(ids: Tensor, table: Tensor) -> Tensor:
     "Numbers of the tokenizer as rows."
     return table[ids.clamp(max=len(table) - 1)]
 
-# %% ../../nbs/65_soke/04_rows.ipynb #5951ee69
+# %% ../../nbs/65_soke/04_rows.ipynb #ba8c4ad5
+def processor_of(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    "What sentencepiece makes of a file."
+    made = sentencepiece.SentencePieceProcessor()
+    try: made.LoadFromSerializedProto(model)
+    except RuntimeError: raise UserError('pieces.model or sentencepiece.bpe.model: not a whole sentencepiece model; copy the file again') from None
+    return made
+
 @dataclass(frozen=True, repr=False)
 class Written:
     "Sentences as rows of the table."
@@ -123,7 +131,7 @@ class Written:
         "With the vocabulary of a published checkpoint."
         model = model_file(folder, 'sentencepiece.bpe.model').read_bytes()
         table = lookup(read_pickle(model_file(folder, 'map_ids.pkl'), dict) if map_ids is None else map_ids)
-        size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
+        size = processor_of(model).get_piece_size()
         behind = mapped(torch.arange(len(UPSTREAM_LANGUAGES)) + size + 1, table)
         languages = dict(zip(UPSTREAM_LANGUAGES, behind.tolist(), strict=True))
         hidden = int(mapped(torch.tensor(size + 1 + len(languages)), table))
@@ -132,7 +140,7 @@ class Written:
         return cls(model, rows, (MBART_UNKNOWN,)*3 + tuple(mapped(torch.arange(4, size + 1), table).tolist()))
 
     @cached_property
-    def processor(self) -> sentencepiece.SentencePieceProcessor: return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+    def processor(self) -> sentencepiece.SentencePieceProcessor: return processor_of(self.model)
 
     def pieces(self, text: str) -> list[int]:
         "The rows of a text, without marks of its end."
