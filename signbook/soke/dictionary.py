@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['FILED', 'BASES', 'Codes', 'Signs', 'JOINTS', 'SHORTEST', 'MOST', 'SURE', 'LEAST', 'CHARACTERS', 'PLAIN', 'TRIPLES',
            'PREFIXES', 'TOKENS', 'folded', 'joined', 'german_stem', 'Lookup', 'Dictionary', 'compound', 'Match',
-           'signs_at', 'match_words', 'phrases', 'covering', 'learn_words', 'label_words', 'merged_words', 'matching',
-           'code_distance', 'typical', 'Encoder', 'sign_features', 'encoded', 'build', 'shortened', 'prefix',
-           'keyword_string', 'keyword_ids', 'hints', 'read_codes', 'read_words', 'read_dictionary', 'write_dictionary',
-           'read_names', 'listed_hints']
+           'signs_at', 'match_words', 'phrases', 'sentences_of', 'covering', 'learn_words', 'label_words',
+           'merged_words', 'matching', 'code_distance', 'typical', 'Encoder', 'sign_features', 'encoded', 'build',
+           'shortened', 'prefix', 'keyword_string', 'keyword_ids', 'hints', 'read_codes', 'read_words',
+           'read_dictionary', 'write_dictionary', 'read_names', 'listed_hints']
 
-# %% ../../nbs/65_soke/05_dictionary.ipynb #820db078
+# %% ../../nbs/65_soke/05_dictionary.ipynb #46fb5787
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -161,7 +161,7 @@ def match_words(text: str,
         place += taken
     return list(found.values())[:most]
 
-# %% ../../nbs/65_soke/05_dictionary.ipynb #b1dcc139
+# %% ../../nbs/65_soke/05_dictionary.ipynb #c6bbc20c
 def phrases(text: str,
             language: str,
             longest: int,  # units
@@ -170,23 +170,32 @@ def phrases(text: str,
     units = folded(text, language)
     return {joined(units[at:at + number], language) for number in range(1, longest + 1) for at in range(len(units) - number + 1)}
 
-def covering(told: set[int],  # sentences with the gloss
+def sentences_of(texts: Iterable[set[str]],  # the words of each sentence
+                 ) -> dict[str, set[int]]:  # word → sentences with it
+    "Where each word stands."
+    out: dict[str, set[int]] = defaultdict(set)
+    for number, text in enumerate(texts):
+        for word in text: out[word].add(number)
+    return out
+
+def covering(told: Iterable[int],  # sentences with the gloss
+             texts: Sequence[set[str]],  # the words of every sentence
              has: Mapping[str, set[int]],  # word → sentences with it
              sure: float,  # least share of a word's sentences that have the gloss
              least: int,  # sentences that a word must newly explain
              ) -> list[str]:  # the best first
     "The words that explain a gloss."
-    candidates = {word: those for word, those in has.items() if len(those & told) >= max(least, sure*len(those))}
     rest, chosen = set(told), []
-    while candidates:
-        score = {word: 2*len(those & rest)/(len(those) + len(rest)) for word, those in candidates.items()}
-        best = min(candidates, key=lambda word: (-score[word], -len(word), word))
-        if len(candidates[best] & rest) < least: break
+    counts = Counter(word for number in rest for word in texts[number])
+    candidates = [word for word, count in counts.items() if count >= max(least, sure*len(has[word]))]
+    while candidates := [word for word in candidates if len(has[word] & rest) >= least]:
+        dice = {word: 2*len(has[word] & rest)/(len(has[word]) + len(rest)) for word in candidates}
+        best = min(candidates, key=lambda word: (-dice[word], -len(word), word))
         chosen.append(best)
-        rest -= candidates.pop(best)
+        rest -= has[best]
     return chosen
 
-# %% ../../nbs/65_soke/05_dictionary.ipynb #f4ece491
+# %% ../../nbs/65_soke/05_dictionary.ipynb #f1e1301c
 SURE, LEAST, CHARACTERS = .9, 3, 3  # chosen on the dev split of pocket_sentences
 _PLAIN = {'de': 'der die das den dem des ein eine einen einem einer es an am auf aus bei in im ins mit nach um von zu zum zur und oder ist sind wird',
           'en': 'a an the to of on at in by for from with and or it its them he me her is am are im be do does did'}
@@ -198,16 +207,16 @@ def learn_words(sentences: Iterable[Any],  # with text, language and gloss: clip
                 characters: int = CHARACTERS,  # longest word where a language knows no spaces
                 ) -> dict[str, dict[str, Signs]]:  # language → word → glosses
     "Words and their glosses, learned from training sentences."
-    has, of = defaultdict(lambda: defaultdict(set)), defaultdict(lambda: defaultdict(set))
-    for number, one in enumerate(sentences):
+    texts, of = defaultdict(list), defaultdict(lambda: defaultdict(list))
+    for one in sentences:
         code = primary(one.language)
-        for word in phrases(one.text, code, characters if code in SPACELESS else 1) - PLAIN.get(code, frozenset()): has[code][word].add(number)
-        for gloss in one.gloss.split(): of[code][gloss].add(number)
+        for gloss in set(one.gloss.split()): of[code][gloss].append(len(texts[code]))
+        texts[code].append(phrases(one.text, code, characters if code in SPACELESS else 1) - PLAIN.get(code, frozenset()))
     out: dict[str, dict[str, Signs]] = {}
     for code, glosses in sorted(of.items()):
-        found = out[code] = {}
+        found, has = out.setdefault(code, {}), sentences_of(texts[code])
         for gloss, told in sorted(glosses.items()):
-            for word in covering(told, has[code], sure, least): found[word] = (*found.get(word, ()), gloss)
+            for word in covering(told, texts[code], has, sure, least): found[word] = (*found.get(word, ()), gloss)
     return out
 
 # %% ../../nbs/65_soke/05_dictionary.ipynb #671a083c
