@@ -8,8 +8,8 @@ __all__ = ['BODY', 'PARTS', 'JOINTS', 'LIMITS', 'TIPS', 'FOLLOWED', 'RATE', 'MAI
            'motions_of', 'plain', 'named', 'cannot_tell', 'path_scores', 'fingers', 'pace_scores', 'shown', 'said_of',
            'bleu_rows', 'bleu', 'Heard', 'by_language', 'digits', 'numbers', 'refuse_unpaired', 'languages_of',
            'score_system', 'apart', 'parted', 'whole', 'standing', 'nearest_text', 'stitched', 'controls', 'batches',
-           'reconstructed', 'laid_on', 'frame_errors', 'code_use', 'score_tokenizer', 'families', 'compared', 'better',
-           'worse', 'verdict_on', 'claims', 'verdicts']
+           'reconstructed', 'laid_on', 'frame_errors', 'code_use', 'score_tokenizer', 'stored_as', 'families',
+           'compared', 'better', 'worse', 'verdict_on', 'claims', 'verdicts']
 
 # %% ../../nbs/65_soke/11_scoring.ipynb #3b343142
 from collections.abc import Callable, Mapping, Sequence
@@ -344,9 +344,13 @@ def score_tokenizer(clips: Sequence[Clip], tokenizer: Tokenizer, scale: Scale, c
     return dict(clips=len(clips), frames=int(frames.sum()), body=BODY, scores={score: numbers(one) for score, one in sums.items()},
                 parts=code_use(np.concatenate([codes for _, _, codes in made]), tokenizer))
 
-# %% ../../nbs/65_soke/11_scoring.ipynb #3c86be14
+# %% ../../nbs/65_soke/11_scoring.ipynb #057727ef
 MODES = ('sequential', 'parallel', 'multihead')
 HINTED = ' + retrieval'  # behind the name of a mode: the model is given retrieved signs
+
+def stored_as(name: str) -> str:  # a folder
+    "Where the clips of a system or a control lie in a run."
+    return name.replace(' + ', '-').replace(' ', '-')
 
 def families(names: Sequence[str]) -> dict[str, list[tuple[str, str]]]:  # question → pairs of systems
     "The comparisons that can be made."
