@@ -45,11 +45,11 @@ def merge_parts(parts: dict[str, np.ndarray | Tensor],  # part → (…, 43 or 4
     refuse_width(whole.shape[-1], 'parts')
     return whole
 
-# %% ../../nbs/65_soke/01_motion.ipynb #2ed01b3e
+# %% ../../nbs/65_soke/01_motion.ipynb #a04c8856
 def features_of(clip: Clip,  # with the stream 'smplx'
                 ) -> np.ndarray:  # (T, 133) float32
     "What a model of signing learns of a clip."
-    if 'smplx' not in clip.streams: raise UserError(f'clip {clip.id}: no stream smplx; this system reads joint rotations, take a corpus that has them')
+    if 'smplx' not in clip.streams: raise UserError(f'clip {clip.id}: no stream smplx; take a corpus that has joint rotations')
     features = reduce_pose(clip.streams['smplx']).astype(np.float32)
     if not np.isfinite(features).all(): raise UserError(f'clip {clip.id}: the stream smplx holds values that are no numbers; fit the clip again')
     return features
@@ -68,8 +68,8 @@ def clip_of(features: np.ndarray,  # (T, 133), not normalised
     return check(Clip(points, np.ones(points.shape[:2], np.float32), layout, fps, id, text, gloss, language=language, split=split,
                       streams={'smplx': values}))
 
-# %% ../../nbs/65_soke/01_motion.ipynb #814ca687
-FLOOR = .01  # radians; expression has no unit
+# %% ../../nbs/65_soke/01_motion.ipynb #de20756b
+FLOOR = .1  # radians; expression has no unit
 
 @dataclass(frozen=True)
 class Scale:
