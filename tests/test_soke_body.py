@@ -1,5 +1,6 @@
 """Bodies for rotations: where every number goes, the licensed package on made-up numbers, meshes and what is missing."""
 
+import io
 import os
 import sys
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from signbook.corpora.smplx import restore_pose
 from signbook.errors import UserError
@@ -144,6 +146,12 @@ def test_meshes(tmp_path):
     obj = write_mesh(corners, faces, tmp_path / "a.OBJ").read_text().splitlines()
     assert obj[0] == "v 0.000000 0.000000 0.000000" and obj[-1] == "f 2 4 3"
     assert draw_mesh(corners, faces)._repr_png_()[:4] == b"\x89PNG"
+    wedge = np.array([(0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 0.5, 0.01)])  # high where x is large: the signer's left, the viewer's right
+    with Image.open(io.BytesIO(draw_mesh(wedge, np.array([(0, 1, 2), (0, 1, 3)]))._repr_png_())) as picture:
+        drawn = np.asarray(picture.convert("L")) < 250
+    across, down = drawn.any(0).nonzero()[0], drawn.any(1).nonzero()[0]
+    shape = drawn[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+    assert shape[:, -5:].sum() > 3 * shape[:, :5].sum() and shape[-5:].sum() > shape[:5].sum()
     for path in ("a.stl", "a"):
         with pytest.raises(UserError, match=r"\.obj"):
             write_mesh(corners, faces, tmp_path / path)

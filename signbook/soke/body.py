@@ -157,16 +157,16 @@ def write_mesh(vertices: np.ndarray,  # (V, 3) metres: one frame
     if np.ndim(vertices) != 2: raise UserError(f'{path}: vertices of shape {np.shape(vertices)}; give those of one frame')
     return write_atomic(path, MESHES[path.suffix.lower()](np.asarray(vertices), np.asarray(faces)))
 
-# %% ../../nbs/65_soke/06_body.ipynb #596d6237
+# %% ../../nbs/65_soke/06_body.ipynb #b6d7dc46
 def draw_mesh(vertices: np.ndarray,  # (V, 3) metres: one frame, y up
               faces: np.ndarray,  # (F, 3)
               size: float = 3.0,  # inches
               ) -> Drawing:
-    "A shaded surface, seen from the front."
+    "A shaded surface, seen from the front: the signer's left is on the right."
     x, y, z = np.asarray(vertices, float).T
     with matplotlib.rc_context(STYLE):
         drawing = Drawing(figsize=(size, size))
         ax = drawing.add_axes((0, 0, 1, 1), projection='3d', proj_type='ortho'); ax.axis('off')
-        ax.plot_trisurf(x, z, y, triangles=faces, color='#C4C4C4', linewidth=0, antialiased=False, lightsource=LightSource(315, 45))
-        ax.set_box_aspect((np.ptp(x), max(np.ptp(z), 1e-3), np.ptp(y)), zoom=1.4); ax.view_init(elev=0, azim=90)
+        ax.plot_trisurf(x, -z, y, triangles=faces, color='#C4C4C4', linewidth=0, antialiased=False, lightsource=LightSource(315, 45))
+        ax.set_box_aspect((np.ptp(x), max(np.ptp(z), 1e-3), np.ptp(y)), zoom=1.4); ax.view_init(elev=0, azim=-90)
     return drawing
