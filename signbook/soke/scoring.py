@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BODY', 'PARTS', 'JOINTS', 'LIMITS', 'TIPS', 'FOLLOWED', 'RATE', 'MAIN', 'BRIEF', 'COMPARED', 'OF_LANGUAGES',
-           'STATISTICS', 'LEARNT_NOTHING', 'BOUNDS', 'MODES', 'HINTED', 'SLOWEST', 'FASTEST', 'DECIDING', 'placed',
-           'motions_of', 'plain', 'named', 'cannot_tell', 'path_scores', 'fingers', 'pace_scores', 'shown', 'said_of',
-           'bleu_rows', 'bleu', 'Heard', 'by_language', 'digits', 'numbers', 'refuse_unpaired', 'languages_of',
-           'score_system', 'apart', 'parted', 'whole', 'standing', 'nearest_text', 'stitched', 'controls', 'batches',
-           'reconstructed', 'laid_on', 'frame_errors', 'code_use', 'score_tokenizer', 'stored_as', 'families',
-           'compared', 'better', 'worse', 'verdict_on', 'claims', 'verdicts']
+           'STATISTICS', 'LEARNT_NOTHING', 'BOUNDS', 'CONTROLS', 'MODES', 'HINTED', 'SLOWEST', 'FASTEST', 'DECIDING',
+           'placed', 'motions_of', 'plain', 'named', 'cannot_tell', 'path_scores', 'fingers', 'pace_scores', 'shown',
+           'said_of', 'bleu_rows', 'bleu', 'Heard', 'by_language', 'digits', 'numbers', 'refuse_unpaired',
+           'languages_of', 'score_system', 'apart', 'parted', 'whole', 'standing', 'nearest_text', 'stitched',
+           'controls', 'batches', 'reconstructed', 'laid_on', 'frame_errors', 'code_use', 'score_tokenizer',
+           'stored_as', 'families', 'compared', 'better', 'worse', 'verdict_on', 'claims', 'verdicts']
 
 # %% ../../nbs/65_soke/11_scoring.ipynb #3b343142
 from collections.abc import Callable, Mapping, Sequence
@@ -230,9 +230,10 @@ def whole(overview: dict[str, Any], details: dict[str, Any]) -> dict[str, Any]:
     return overview | dict(scores=details['scores'], cannot_tell=details['cannot_tell'],
                            details={name: value for name, value in details.items() if name not in ('scores', 'cannot_tell')})
 
-# %% ../../nbs/65_soke/11_scoring.ipynb #734ca056
+# %% ../../nbs/65_soke/11_scoring.ipynb #3edef3cf
 LEARNT_NOTHING = ('mean pose', 'random training clip', 'wrong clip')  # controls that a system must beat
 BOUNDS = ('references', 'reconstructed references', 'gloss dictionary')  # controls that know the reference
+CONTROLS = (*BOUNDS, 'retrieved dictionary', 'nearest training text', *LEARNT_NOTHING)  # in the order of tables
 
 def standing(train: Sequence[Clip]) -> np.ndarray:  # (133,)
     "The mean of all training frames."
