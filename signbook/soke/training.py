@@ -34,7 +34,7 @@ from .tokenizer import Tokenizer, TokenizerConfig
 from ..training.checkpoints import load_weights, read_contract, save_weights
 from ..training.fit import FitConfig, fit
 
-# %% ../../nbs/65_soke/08_training.ipynb #5dc4d64b
+# %% ../../nbs/65_soke/08_training.ipynb #532a367b
 @dataclass(frozen=True)
 class TrainingConfig:
     "How both stages are trained; the defaults are the published recipe."
@@ -64,8 +64,8 @@ class TrainingConfig:
 Configs = tuple[TokenizerConfig, GeneratorConfig, TrainingConfig]
 PRESETS = dict(
     paper=(TokenizerConfig(), PUBLISHED, TrainingConfig()),
-    laptop=(TokenizerConfig(width=96, code_dim=64, resets='random'), GeneratorConfig(d_model=96, d_ff=192, heads=4, layers=2, dropout=0., longest=60),
-            TrainingConfig(token_epochs=12, token_batch=32, token_rate=2e-3, window=64, epochs=20, batch_size=32, learning_rate=2e-3, warmup=.1, dev_clips=100)),
+    laptop=(TokenizerConfig(width=96, code_dim=64, codes_body=256, resets='random'), GeneratorConfig(d_model=64, d_ff=128, heads=4, layers=2, dropout=0., longest=60),
+            TrainingConfig(token_epochs=8, token_batch=32, token_rate=4e-3, window=64, epochs=5, batch_size=32, learning_rate=3e-3, warmup=.1, dev_clips=100)),
     smoke=(TokenizerConfig(width=32, code_dim=16, codes_body=32, codes_left=32, codes_right=32, depth=2, resets='random'),
            GeneratorConfig(d_model=32, d_ff=64, heads=2, layers=1, dropout=0., longest=60),
            TrainingConfig(token_epochs=2, token_batch=16, token_rate=3e-3, window=64, epochs=2, batch_size=16, learning_rate=3e-3, warmup=.1, pieces=200, dev_clips=16)))
