@@ -7,7 +7,7 @@ __all__ = ['Configs', 'PRESETS', 'FPS', 'TrainingConfig', 'configure', 'Windows'
            'optimiser', 'token_contract', 'train_tokens', 'load_tokens', 'Pairs', 'source_of', 'sign_loss',
            'sign_evaluation', 'contract', 'in_languages', 'new_generator', 'train', 'Trained', 'load']
 
-# %% ../../nbs/65_soke/08_training.ipynb #0946431a
+# %% ../../nbs/65_soke/08_training.ipynb #6472ee38
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -29,12 +29,12 @@ from .dictionary import (MOST, Dictionary, build, encoded, hints, keyword_ids, l
                                       read_dictionary, write_dictionary)
 from .generator import PUBLISHED, Generator, GeneratorConfig
 from .motion import Scale, clip_of, features_of, fitted, scale_json, scale_of
-from .rows import Written, padded, read_words, source, write_words
+from .rows import LONGEST_SOURCE, Written, padded, read_words, source, write_words
 from .tokenizer import Tokenizer, TokenizerConfig
 from ..training.checkpoints import load_weights, read_contract, save_weights
 from ..training.fit import FitConfig, fit
 
-# %% ../../nbs/65_soke/08_training.ipynb #532a367b
+# %% ../../nbs/65_soke/08_training.ipynb #f1b17510
 @dataclass(frozen=True)
 class TrainingConfig:
     "How both stages are trained; the defaults are the published recipe."
@@ -64,13 +64,15 @@ class TrainingConfig:
 Configs = tuple[TokenizerConfig, GeneratorConfig, TrainingConfig]
 PRESETS = dict(
     paper=(TokenizerConfig(), PUBLISHED, TrainingConfig()),
-    laptop=(TokenizerConfig(width=96, code_dim=64, codes_body=256, resets='random'), GeneratorConfig(d_model=64, d_ff=128, heads=4, layers=2, dropout=0., longest=60),
-            TrainingConfig(token_epochs=8, token_batch=32, token_rate=4e-3, window=64, epochs=5, batch_size=32, learning_rate=3e-3, warmup=.1, dev_clips=100)),
+    laptop=(TokenizerConfig(width=96, code_dim=64, codes_body=256, resets='random'),
+            GeneratorConfig(d_model=64, d_ff=128, heads=4, layers=2, dropout=0., longest=60),
+            TrainingConfig(token_epochs=8, token_batch=32, token_rate=4e-3, window=64, epochs=5, learning_rate=3e-3, warmup=.1, dev_clips=100)),
     smoke=(TokenizerConfig(width=32, code_dim=16, codes_body=32, codes_left=32, codes_right=32, depth=2, resets='random'),
            GeneratorConfig(d_model=32, d_ff=64, heads=2, layers=1, dropout=0., longest=60),
-           TrainingConfig(token_epochs=2, token_batch=16, token_rate=3e-3, window=64, epochs=2, batch_size=16, learning_rate=3e-3, warmup=.1, pieces=200, dev_clips=16)))
+           TrainingConfig(token_epochs=2, token_batch=16, token_rate=3e-3, window=64, epochs=2, batch_size=16, learning_rate=3e-3, warmup=.1,
+                          pieces=200, dev_clips=16)))
 
-# %% ../../nbs/65_soke/08_training.ipynb #8a9eb4b4
+# %% ../../nbs/65_soke/08_training.ipynb #7c6b5939
 def configure(preset: str = 'laptop',  # 'smoke', 'laptop' or 'paper'
               settings: dict[str, Any] | None = None,  # fields of the tokenizers, the generator or the training that differ
               ) -> Configs:
@@ -78,8 +80,10 @@ def configure(preset: str = 'laptop',  # 'smoke', 'laptop' or 'paper'
     if preset not in PRESETS: raise UserError(f'preset {preset!r} is unknown; choose one of {", ".join(PRESETS)}')
     known = [{field.name for field in fields(config)} for config in PRESETS[preset]]
     for name in settings or {}:
-        if not any(name in names for names in known): raise UserError(f'field {name!r} is unknown; SOKE has {", ".join(sorted(set().union(*known)))}')
-    return tuple(replace(config, **{name: value for name, value in (settings or {}).items() if name in names}) for config, names in zip(PRESETS[preset], known))
+        if not any(name in names for names in known):
+            raise UserError(f'field {name!r} is unknown; SOKE has {", ".join(sorted(set().union(*known)))}')
+    return tuple(replace(config, **{name: value for name, value in (settings or {}).items() if name in names})
+                 for config, names in zip(PRESETS[preset], known))
 
 # %% ../../nbs/65_soke/08_training.ipynb #b300c203
 class Windows:
@@ -149,7 +153,7 @@ class Tokens:
             for place, row, count in zip(places, values, lengths.tolist()): found[place] = self.scale.undo(row[:count*self.tokenizer.config.frames])
         return found
 
-# %% ../../nbs/65_soke/08_training.ipynb #38d37da7
+# %% ../../nbs/65_soke/08_training.ipynb #5c9b8dbd
 def optimiser(groups: list) -> torch.optim.Optimizer:
     "The published one."
     return torch.optim.AdamW(groups, betas=(.9, .99), weight_decay=0.)
@@ -168,8 +172,9 @@ def train_tokens(train_clips: Sequence[Clip], dev_clips: Sequence[Clip],  # with
     model = Tokenizer(config)
     rule = FitConfig(epochs=training.token_epochs, learning_rate=training.token_rate, weight_decay=0., clip_norm=1. if training.window else 0.,
                      monitor='recon', seed=training.seed, progress=progress)
-    history = fit(model, Windows([scale(clip) for clip in motion], training), token_loss, token_evaluation([scale(clip) for clip in dev]), rule, folder,
-                  optimiser=optimiser, contract=token_contract(config, scale))
+    shown, asked = ([scale(clip) for clip in clips] for clips in (motion, dev))
+    history = fit(model, Windows(shown, training), token_loss, token_evaluation(asked), rule, folder, optimiser=optimiser,
+                  contract=token_contract(config, scale))
     told = dict(epochs=len(history.rows), best_epoch=history.best, steps=int(history.rows[-1]['step']), clips=len(motion),
                 dev={name: history.best_row[name] for name in ('recon', 'used_body', 'used_left', 'used_right')})
     write_atomic(folder/'training.json', json.dumps(told, indent=1) + '\n')
@@ -282,7 +287,7 @@ def train(train_clips: Sequence[Clip], dev_clips: Sequence[Clip],  # with text, 
     write_atomic(folder/'training.json', json.dumps(told, indent=1) + '\n')
     return Trained(model, tokens, words, dictionary, configs, folder)
 
-# %% ../../nbs/65_soke/08_training.ipynb #c6c59daa
+# %% ../../nbs/65_soke/08_training.ipynb #faf95cb6
 FPS = 25.   # frames a second of what is made, unless the run says otherwise
 
 class Trained:
@@ -312,6 +317,8 @@ class Trained:
         if not text.strip(): raise UserError('the text is empty; write a sentence')
         known = self.training.languages.split('-')
         if primary(language) not in known: raise UserError(f'language {language!r}: this run was trained for {", ".join(known)}; choose one of them')
+        if len(self.words.pieces(text)) > LONGEST_SOURCE//2:
+            raise UserError(f'the text has {len(self.words.pieces(text))} pieces, at most {LONGEST_SOURCE//2} are signed at once; cut it into sentences')
 
     def signs(self, texts: Sequence[str], languages: Sequence[str], retrieval: bool = True, sampling: Sampling | None = None,
               layout: str = 'holistic75',  # of the points; the stream 'smplx' is there in any case
