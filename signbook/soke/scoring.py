@@ -382,7 +382,7 @@ def worse(row: dict[str, Any]) -> bool:  # of `compared`
     "Whether the first system is worse and the test says so."
     return bool(row['p_holm'] < .05) and not better(row)
 
-# %% ../../nbs/65_soke/11_scoring.ipynb #356ce55a
+# %% ../../nbs/65_soke/11_scoring.ipynb #9ff4e223
 SLOWEST, FASTEST = .5, 1.5  # velocity over that of the references
 DECIDING = (MAIN, 'nDTW-MJE')
 
@@ -402,16 +402,20 @@ def verdict_on(name: str, record: Mapping[str, Any], tests: Sequence[dict[str, A
     how = 'nearer to the references' + (' and better understood' if any(row['score'] == 'BLEU-4' for row in tests) else '')
     return dict(system=name, state='holds', sentence=f'{name}: {how} than {", ".join(dict.fromkeys(row["second"] for row in tests))}; {moves}.')
 
-def claims(records: Mapping[str, dict[str, Any]], score: str = MAIN) -> list[dict[str, Any]]:  # state, sentence, test
+def claims(records: Mapping[str, dict[str, Any]], score: str = MAIN,
+           names: Mapping[str, str] | None = None,  # system → what to call it
+           ) -> list[dict[str, Any]]:  # state, question, test, sentence
     "What the paper says about decoding and retrieval, here."
-    found = []
+    found, called = [], {name: (names or {}).get(name, name) for name in records}
     for question, pairs in families(list(records)).items():
         for row in compared(records, pairs, score):
-            state = 'holds' if better(row) else 'warning' if worse(row) else 'open'
-            told = dict(holds='better than', warning='worse than', open='not to be told apart from')[state]
-            unit = 'points' if score == 'BLEU-4' else 'm'
-            found.append(dict(state=state, question=question, test=row, sentence=f'{row["first"]} is {told} {row["second"]} in {score} '
-                              f'({row["value"]:+.2f} {unit}, p = {row["p_holm"]:.2g} after Holm).'))
+            told = 'better than' if better(row) else 'worse than' if worse(row) else 'not to be told apart from'
+            pace, unit = records[row['first']]['scores']['velocity ratio']['value'], 'points' if score == 'BLEU-4' else 'm'
+            still = f'; but it moves at {pace:.2f} of the real speed' if better(row) and pace < SLOWEST else ''
+            state = 'warning' if worse(row) else 'holds' if better(row) and not still else 'open'
+            said = f'{called[row["first"]]} is {told} {called[row["second"]]} in {score}'
+            found.append(dict(state=state, question=question, test=row, sentence=f'{said} '
+                              f'({row["value"]:+.2f} {unit}, p = {row["p_holm"]:.2g} after Holm){still}.'))
     return found
 
 def verdicts(records: Mapping[str, dict[str, Any]],  # system or control → record with details
