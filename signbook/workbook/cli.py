@@ -278,11 +278,12 @@ def sign(run: Annotated[str, typer.Option(help='a finished training run that sig
 
 # %% ../../nbs/90_workbook/11_cli.ipynb #f799a7a3
 @reference_app.command('update')
-def reference_update(preset: Preset = 'laptop', corpus: Corpus = 'pocket', seeds: Seeds = 1, output: Output = None, root: Root = None,
+def reference_update(targets: Annotated[list[str] | None, typer.Argument(help='which targets; default: those of the batch')] = None,
+                     preset: Preset = 'laptop', corpus: Corpus = 'pocket', seeds: Seeds = 1, output: Output = None, root: Root = None,
                      project: Project = None):
     "Copy tables, metrics and the figure of the README from a finished batch to outputs/reference."
     from signbook.workbook.reference import update
-    found, request = _request((), preset, corpus, seeds, None, root, output, project)
+    found, request = _request(targets, preset, corpus, seeds, None, root, output, project)
     for path in update(found, request): typer.echo(path)
 
 @reference_app.command('compare')
