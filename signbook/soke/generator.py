@@ -179,6 +179,20 @@ def loss(self: Generator,
         found.append(F.cross_entropy(logits.flatten(0, 1), columns.flatten(), ignore_index=IGNORED))
     return Losses(*found)
 
+# %% ../../nbs/65_soke/05_generator.ipynb #da03dd9d
+@patch
+def disturbed(self: Generator,
+              made: Targets,
+              share: float,  # of the codes that are read
+              seed: int,
+              ) -> Targets:
+    "The same targets, read through some wrong codes."
+    inputs, g = made.inputs, torch.Generator().manual_seed(seed)
+    parts = (torch.arange(inputs.shape[1]) - 1) % 3 if inputs.dim() == 2 else torch.arange(3)
+    first, sizes = (torch.tensor(found)[parts] for found in (self.rows.first, self.rows.codes))
+    others, hit = first + (torch.rand(inputs.shape, generator=g)*sizes).long(), torch.rand(inputs.shape, generator=g) < share
+    return made._replace(inputs=torch.where(hit.to(inputs.device) & (inputs >= self.rows.first[0]), others.to(inputs.device), inputs))
+
 # %% ../../nbs/65_soke/05_generator.ipynb #6212b994
 @torch.no_grad()
 def regimes(model: Generator, ids: Tensor, mask: Tensor, made: Targets) -> dict[str, float]:  # regime → loss
