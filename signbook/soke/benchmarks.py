@@ -70,7 +70,8 @@ def decoding(width: int, frames: list[int], rounds: int) -> pd.DataFrame:
     times = in_turns({name: lambda number, name=name: run(name) for name in ways}, rounds, time.process_time)
     truth, ratio = found[[*ways][0]], times[times.columns[:1]].to_numpy()/times
     errors = [max(float((one - other).abs().max()) for one, other in zip(made, truth)) for made in found.values()]
-    return pd.DataFrame({'width': width, 'clips': len(lengths), 'codes': sum(lengths), 'way': [*ways], 'largest difference': [f'{e:.0e}' for e in errors],
+    return pd.DataFrame({'width': width, 'clips': len(lengths), 'codes': sum(lengths), 'way': [*ways],
+                         'largest difference': [f'{error:.0e}' for error in errors],
                          'ms': (1e3*times.median()).round(1).to_numpy(), 'times faster': ratio.median().round(2).to_numpy(), 'rounds': rounds})
 
 def tokenizer_decode(widths: Sequence[int] = (128, 512), clips: int = 32, rounds: int = 5) -> pd.DataFrame:
@@ -109,7 +110,8 @@ def stepping(width: int, lengths: list[int], rounds: int) -> pd.DataFrame:
     times = in_turns({name: lambda number, name=name: run(name, number) for name in ways}, rounds, time.process_time)
     ratio = times[times.columns[:1]].to_numpy()/times
     rows = [max(lengths)*len(lengths)] + 2*[sum(lengths)]
-    return pd.DataFrame({'width': width, 'clips': len(lengths), 'frames computed': rows, 'way': [*ways], 'loss': [f'{loss:.5f}' for loss in first.values()],
+    return pd.DataFrame({'width': width, 'clips': len(lengths), 'frames computed': rows, 'way': [*ways],
+                         'loss': [f'{loss:.5f}' for loss in first.values()],
                          'ms': (1e3*times.median()).round(1).to_numpy(), 'times faster': ratio.median().round(2).to_numpy(), 'rounds': rounds})
 
 def tokenizer_step(sizes: dict[int, int] = {128: 32, 512: 8},  # noqa: B006 (read only): width → clips
