@@ -25,8 +25,8 @@ def corpus():
 
 class Ear:
     "Says the text of the clip that it knows by its length and its first frame; anything else is nonsense."
-    def __init__(self, known): self.known = {self.key(shown(clip)): clip.text for clip in known}
-    def key(self, clip): return len(clip), tuple(np.round(clip.points[len(clip)//2, 9], 3).tolist())
+    def __init__(self, known): self.known = {self.key(shown(clip, place)): clip.text for place, clip in enumerate(known)}
+    def key(self, clip): return len(clip), tuple(np.round(clip.points[len(clip)//2, 9], 5).tolist())
     def translates(self, clips):
         assert not any(clip.text or clip.gloss for clip in clips), 'a translator must not be told'
         return [self.known.get(self.key(clip), 'no idea') for clip in clips]
