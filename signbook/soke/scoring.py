@@ -7,7 +7,7 @@ __all__ = ['BODY', 'PARTS', 'JOINTS', 'LIMITS', 'TIPS', 'FOLLOWED', 'RATE', 'CAM
            'OF_LANGUAGES', 'STATISTICS', 'LEARNT_NOTHING', 'BOUNDS', 'CONTROLS', 'MODES', 'HINTED', 'SLOWEST',
            'FASTEST', 'DECIDING', 'placed', 'motions_of', 'plain', 'named', 'cannot_tell', 'path_scores', 'fingers',
            'pace_scores', 'shown', 'said_of', 'bleu_rows', 'bleu', 'Heard', 'by_language', 'digits', 'numbers',
-           'refuse_unpaired', 'languages_of', 'score_system', 'apart', 'parted', 'whole', 'standing', 'nearest_text',
+           'refuse_unpaired', 'apart', 'languages_of', 'score_system', 'parted', 'whole', 'standing', 'nearest_text',
            'stitched', 'controls', 'batches', 'reconstructed', 'laid_on', 'frame_errors', 'code_use', 'score_tokenizer',
            'stored_as', 'families', 'compared', 'better', 'worse', 'verdict_on', 'claims', 'verdicts']
 
@@ -170,7 +170,7 @@ def numbers(one: Any,  # an interval
     "An interval as plain numbers."
     return dict(value=digits(one.value), low=digits(one.low), high=digits(one.high))
 
-# %% ../../nbs/65_soke/11_scoring.ipynb #b7ea693f
+# %% ../../nbs/65_soke/11_scoring.ipynb #11097b4d
 MAIN = 'DTW-PA-JPE path_sum'
 BRIEF = (MAIN, f'{MAIN} body', f'{MAIN} hand', 'DTW-JPE path_sum', 'DTW-JPE path_sum body', 'DTW-JPE path_sum hand', 'DTW-PA-JPE per_frame',
          'nDTW-MJE', 'BLEU-4', 'velocity ratio', 'length ratio')  # scores of the overview
@@ -187,6 +187,12 @@ def refuse_unpaired(made: Sequence[Clip], references: Sequence[Clip]):
             raise UserError(f'scoring: clip {one.id} says {one.text!r} ({one.language}), its reference {clip.text!r} ({clip.language}); '
                             'give both in one order')
 
+# %% ../../nbs/65_soke/11_scoring.ipynb #a8a71dfc
+def apart(score: str, first: np.ndarray, second: np.ndarray) -> dict[str, float]:  # difference first − second, low, high, p
+    "Two systems on the same clips."
+    told = paired_randomisation(first, second, STATISTICS.get(score, OfSums(over_sums)))
+    return numbers(told.difference) | dict(p=digits(told.p))
+
 def languages_of(metrics: Sequence[Metric], references: Sequence[Clip], count: int) -> dict[str, dict[str, Any]]:
     "The main scores of every language."
     languages = np.array([clip.language for clip in references])
@@ -195,6 +201,7 @@ def languages_of(metrics: Sequence[Metric], references: Sequence[Clip], count: i
                                                                         if metric.name in OF_LANGUAGES}
             for language in sorted(set(languages.tolist()))}
 
+# %% ../../nbs/65_soke/11_scoring.ipynb #1ebe77a2
 def score_system(made: Sequence[Clip],  # N clips with the stream 'smplx', text and language of their references
                  references: Sequence[Clip],  # N
                  translator: Translator | None = None,  # None: nobody translates back
@@ -221,11 +228,7 @@ def score_system(made: Sequence[Clip],  # N clips with the stream 'smplx', text 
                     signatures={one.name: one.signature for one in found})
     return record | dict(details=details)
 
-def apart(score: str, first: np.ndarray, second: np.ndarray) -> dict[str, float]:  # difference first − second, low, high, p
-    "Two systems on the same clips."
-    told = paired_randomisation(first, second, STATISTICS.get(score, OfSums(over_sums)))
-    return numbers(told.difference) | dict(p=digits(told.p))
-
+# %% ../../nbs/65_soke/11_scoring.ipynb #0f81f11c
 def parted(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:  # the overview, everything else
     "A record for two files."
     few = {score: record['scores'][score] for score in BRIEF if score in record['scores']}
