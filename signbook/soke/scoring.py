@@ -242,7 +242,7 @@ def whole(overview: dict[str, Any], details: dict[str, Any]) -> dict[str, Any]:
     return overview | dict(scores=details['scores'], cannot_tell=details['cannot_tell'],
                            details={name: value for name, value in details.items() if name not in ('scores', 'cannot_tell')})
 
-# %% ../../nbs/65_soke/11_scoring.ipynb #3edef3cf
+# %% ../../nbs/65_soke/11_scoring.ipynb #ad85d652
 LEARNT_NOTHING = ('mean pose', 'random training clip', 'wrong clip')  # controls that a system must beat
 BOUNDS = ('references', 'reconstructed references', 'gloss dictionary')  # controls that know the reference
 CONTROLS = (*BOUNDS, 'retrieved dictionary', 'nearest training text', *LEARNT_NOTHING)  # in the order of tables
@@ -265,6 +265,7 @@ def stitched(signs: Sequence[str], entries: Mapping[str, Clip], still: np.ndarra
     if not signs: return plain(like, np.repeat(still[None], len(like), 0))
     return plain(like, features_of(looked_up(signs, dict(entries))))
 
+# %% ../../nbs/65_soke/11_scoring.ipynb #d936b4d6
 def controls(references: Sequence[Clip],  # N clips with the stream 'smplx'
              train: Sequence[Clip],
              isolated: Sequence[Clip] = (),  # clips of single signs; of each gloss the first is taken
@@ -295,7 +296,7 @@ def controls(references: Sequence[Clip],  # N clips with the stream 'smplx'
         except UserError as error: absent[name] = str(error)
     return made, absent
 
-# %% ../../nbs/65_soke/11_scoring.ipynb #542edda1
+# %% ../../nbs/65_soke/11_scoring.ipynb #a0a9c991
 def batches(tokenizer: Tokenizer, scale: Scale, clips: Sequence[Clip], size: int = 64) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     "For each clip its features at a length that the tokenizer takes (T, 133), their reconstruction (T, 133) and codes (T/4, 3)."
     features, found, device = [fitted(features_of(clip)) for clip in clips], {}, tokenizer.device
@@ -313,6 +314,7 @@ def reconstructed(clips: Sequence[Clip], tokenizer: Tokenizer, scale: Scale) -> 
     "Clips as their codes have them: the best that a generator can reach."
     return [plain(clip, made) for clip, (_, made, _) in zip(clips, batches(tokenizer, scale, clips))]
 
+# %% ../../nbs/65_soke/11_scoring.ipynb #1c83f920
 def laid_on(a: np.ndarray, b: np.ndarray,  # (T, V, 3) each
             ) -> np.ndarray:  # (T, V, 3)
     "Every frame of one motion, laid on the frame of another by the best similarity."
@@ -335,6 +337,7 @@ def frame_errors(made: np.ndarray, real: np.ndarray,  # (T, 141, 3) metres
             found[score] = found.get(score, 0) + (value if part == 'body' else value/2)
     return found
 
+# %% ../../nbs/65_soke/11_scoring.ipynb #6b1a799a
 def code_use(codes: np.ndarray,  # (N, 3) of all clips
              tokenizer: Tokenizer) -> dict[str, dict[str, float]]:  # part → codes, used, share, perplexity, dead, counts
     "How the codebooks are used."
