@@ -285,8 +285,9 @@ def apart(first: list[list[float]], second: list[list[float]]) -> dict[str, floa
 
 def parted(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:  # the overview, everything else
     "A record for two files."
-    few = {length: {score: value for score, value in record[length].items() if score in BRIEF} for length in ('oracle', 'predicted')}
-    scores = {length: record[length] for length in ('oracle', 'predicted')}
+    asked = [length for length in ('oracle', 'predicted') if length in record]
+    few = {length: {score: value for score, value in record[length].items() if score in BRIEF} for length in asked}
+    scores = {length: record[length] for length in asked}
     return {name: value for name, value in record.items() if name != 'details'} | few, record['details'] | dict(scores=scores)
 
 def whole(overview: dict[str, Any], details: dict[str, Any]) -> dict[str, Any]:
