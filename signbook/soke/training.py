@@ -64,9 +64,9 @@ class TrainingConfig:
 Configs = tuple[TokenizerConfig, GeneratorConfig, TrainingConfig]
 PRESETS = dict(
     paper=(TokenizerConfig(), PUBLISHED, TrainingConfig()),
-    laptop=(TokenizerConfig(width=96, code_dim=64, codes_body=256, resets='random'),
+    laptop=(TokenizerConfig(width=64, code_dim=64, codes_body=256),
             GeneratorConfig(d_model=64, d_ff=128, heads=4, layers=2, dropout=0., longest=60),
-            TrainingConfig(token_epochs=8, token_batch=32, token_rate=4e-3, window=64, epochs=5, learning_rate=3e-3, warmup=.1, dev_clips=100)),
+            TrainingConfig(token_epochs=10, token_batch=24, token_rate=2e-3, window=64, epochs=5, learning_rate=3e-3, warmup=.1, dev_clips=100)),
     smoke=(TokenizerConfig(width=32, code_dim=16, codes_body=32, codes_left=32, codes_right=32, depth=2, resets='random'),
            GeneratorConfig(d_model=32, d_ff=64, heads=2, layers=1, dropout=0., longest=60),
            TrainingConfig(token_epochs=2, token_batch=16, token_rate=3e-3, window=64, epochs=2, batch_size=16, learning_rate=3e-3, warmup=.1,
