@@ -47,6 +47,8 @@ class TrainingConfig:
     learning_rate: float = 2e-4
     warmup: float = 0.             # share of the generator's steps
     dropped: float = 1/3           # share of training sentences that lose a triple at one end
+    disturbed: float = 0.          # share of the codes that the decoder reads while it learns and that are not those of the clip
+    select: str = 'loss'           # the epoch that is kept: the one with the smallest 'loss' on dev, or the 'last'
     retrieved: int = MOST          # signs of the dictionary that a source carries; 0: none
     pieces: int = 300              # of a vocabulary of our own
     language_model: str = ''       # folder of a trimmed mBART to start from; '': random weights and our own pieces
@@ -58,6 +60,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ('token_epochs', 'token_batch', 'epochs', 'batch_size', 'pieces'):
             if getattr(self, name) < 1: raise UserError(f'{name}: {getattr(self, name)} is too small; give at least 1')
+        if self.select not in ('loss', 'last'): raise UserError(f"select: {self.select!r} is not known; choose 'loss' or 'last'")
         if self.window % 4 or self.window < 0: raise UserError(f'window: {self.window} frames; give a multiple of 4, or 0 for whole clips')
         if not 0 <= self.retrieved <= MOST: raise UserError(f'retrieved: {self.retrieved} signs; give 0 to {MOST}')
 
@@ -66,7 +69,8 @@ PRESETS = dict(
     paper=(TokenizerConfig(), PUBLISHED, TrainingConfig()),
     laptop=(TokenizerConfig(width=64, code_dim=64, codes_body=256),
             GeneratorConfig(d_model=64, d_ff=128, heads=4, layers=2, dropout=0., longest=60),
-            TrainingConfig(token_epochs=10, token_batch=24, token_rate=2e-3, window=64, epochs=5, learning_rate=3e-3, warmup=.1, dev_clips=100)),
+            TrainingConfig(token_epochs=10, token_batch=24, token_rate=2e-3, window=64, epochs=14, batch_size=16, learning_rate=2e-3,
+                           warmup=.08, disturbed=.2, select='last', dev_clips=100)),
     smoke=(TokenizerConfig(width=32, code_dim=16, codes_body=32, codes_left=32, codes_right=32, depth=2, resets='random'),
            GeneratorConfig(d_model=32, d_ff=64, heads=2, layers=1, dropout=0., longest=60),
            TrainingConfig(token_epochs=2, token_batch=16, token_rate=3e-3, window=64, epochs=2, batch_size=16, learning_rate=3e-3, warmup=.1,
@@ -214,7 +218,9 @@ class Pairs:
                     languages=[self.languages[place] for place in places])
 
     def __call__(self, epoch: int) -> list[dict[str, Any]]:
-        return [self.batch(places, epoch) for places in buckets(self.lengths, self.training.batch_size, self.training.seed, epoch)]
+        training = self.training
+        return [self.batch(places, epoch) | dict(disturbed=training.disturbed, seed=1000*epoch + number)
+                for number, places in enumerate(buckets(self.lengths, training.batch_size, training.seed, epoch))]
 
 def source_of(text: str, language: str, words: Written, dictionary: Dictionary | None, retrieved: int) -> list[int]:
     "What the encoder reads of a sentence."
@@ -224,7 +230,9 @@ def source_of(text: str, language: str, words: Written, dictionary: Dictionary |
 # %% ../../nbs/65_soke/08_training.ipynb #f6829f9a
 def sign_loss(model: Generator, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
     "The three cross entropies of a batch."
-    found = model.loss(batch['ids'], batch['mask'], model.targets(batch['codes'], batch['languages']))
+    made = model.targets(batch['codes'], batch['languages'])
+    if batch['disturbed']: made = model.disturbed(made, batch['disturbed'], batch['seed'])
+    found = model.loss(batch['ids'], batch['mask'], made)
     return found.total, dict(zip(found._fields, torch.stack(list(found)).tolist()))
 
 def sign_evaluation(data: Pairs, count: int):  # model → scores
@@ -277,7 +285,8 @@ def train(train_clips: Sequence[Clip], dev_clips: Sequence[Clip],  # with text, 
     data, dev = (Pairs(clips, tokens.encode(clips), words, dictionary, training) for clips in (train_clips, dev_clips))
     steps = len(data(0))
     rule = FitConfig(epochs=training.epochs, learning_rate=training.learning_rate, weight_decay=0., clip_norm=1., precision=training.precision,
-                     warmup=round(training.warmup*training.epochs*steps), seed=training.seed, progress=progress)
+                     warmup=round(training.warmup*training.epochs*steps), seed=training.seed, progress=progress,
+                     **(dict(monitor='step', mode='max') if training.select == 'last' else {}))
     history = fit(model, data, sign_loss, sign_evaluation(dev, training.dev_clips), rule, folder, optimiser=optimiser, contract=contract(configs))
     save_weights(tokens.tokenizer, folder/'tokenizers.safetensors', token_contract(tokens.tokenizer.config, tokens.scale))
     write_words(words, folder)

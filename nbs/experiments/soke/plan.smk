@@ -32,7 +32,7 @@ if request.corpus == 'pocket':
     for size in (32, 64, 192) if request.preset != 'smoke' else (16,):
         codes = tokenizer('soke-ablations', f'codes{size}', dict(codes_body=size, codes_left=size, codes_right=size), by_default=False)
         rows[f'codes_{size}'] = step('soke-ablations', 'evaluate', 'soke/evaluate.ipynb', variant=f'codes{size}', by_default=False,
-                                     inputs=dict(**sources, tokenizer=codes), parameters=dict(clips=100))
+                                     inputs=dict(**sources, tokenizer=codes), parameters=dict())
     for languages in ('en', 'en-zh') if request.preset != 'smoke' else ('en',):
         trained = generator('soke-ablations', languages, tokens, {'multihead + retrieval': dict(mode='multihead', languages=languages)}, by_default=False)
         rows[f'languages_{languages}'] = step('soke-ablations', 'evaluate', 'soke/evaluate.ipynb', variant=languages, by_default=False,
