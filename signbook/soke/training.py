@@ -50,6 +50,8 @@ class TrainingConfig:
     disturbed: float = 0.          # share of the codes that the decoder reads while it learns and that are not those of the clip
     select: str = 'loss'           # the epoch that is kept: the one with the smallest 'loss' on dev, or the 'last'
     retrieved: int = MOST          # signs of the dictionary that a source carries; 0: none
+    temperature: float = 0.        # at which a run writes unless it is told otherwise; 0: the most probable code at every step
+    top_k: int = 0                 # codes that it draws from; 0: all
     pieces: int = 300              # of a vocabulary of our own
     language_model: str = ''       # folder of a trimmed mBART to start from; '': random weights and our own pieces
     languages: str = 'de-en-zh'    # written languages that are learnt
@@ -69,8 +71,8 @@ PRESETS = dict(
     paper=(TokenizerConfig(), PUBLISHED, TrainingConfig()),
     laptop=(TokenizerConfig(width=64, code_dim=64, codes_body=256),
             GeneratorConfig(d_model=64, d_ff=128, heads=4, layers=2, dropout=0., longest=60),
-            TrainingConfig(token_epochs=10, token_batch=24, token_rate=2e-3, window=64, epochs=14, batch_size=16, learning_rate=2e-3,
-                           warmup=.08, disturbed=.2, select='last', dev_clips=100)),
+            TrainingConfig(token_epochs=10, token_batch=24, token_rate=2e-3, window=64, epochs=10, batch_size=16, learning_rate=2e-3,
+                           warmup=.08, disturbed=.2, select='last', temperature=.8, top_k=5, dev_clips=100)),
     smoke=(TokenizerConfig(width=32, code_dim=16, codes_body=32, codes_left=32, codes_right=32, depth=2, resets='random'),
            GeneratorConfig(d_model=32, d_ff=64, heads=2, layers=1, dropout=0., longest=60),
            TrainingConfig(token_epochs=2, token_batch=16, token_rate=3e-3, window=64, epochs=2, batch_size=16, learning_rate=3e-3, warmup=.1,
@@ -308,10 +310,12 @@ class Trained:
         self.config, self.training = configs[1], configs[2]
 
     def codes(self, texts: Sequence[str], languages: Sequence[str], retrieval: bool = True,
-              sampling: Sampling | None = None,  # None: the most probable code at every step
+              sampling: Sampling | None = None,  # None: as the run was told to write; `Sampling(top_k=1)` takes the most probable code
               batch_size: int = 64) -> list[np.ndarray]:  # (n, 3) each
         "What the sentences look like in codes, in the order given."
         for text, language in zip(texts, languages, strict=True): self.refuse_unreadable(text, language)
+        told = self.training
+        if sampling is None and told.temperature: sampling = Sampling(told.temperature, told.top_k, told.seed)
         dictionary = self.dictionary if retrieval else None
         sources = [source_of(text, language, self.words, dictionary, self.training.retrieved) for text, language in zip(texts, languages)]
         order, found = sorted(range(len(texts)), key=lambda place: len(sources[place])), [np.zeros((0, 3), np.int64)]*len(texts)
