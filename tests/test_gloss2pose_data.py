@@ -12,7 +12,7 @@ from signbook.corpora.isign import hashed_split, video_of, write_isign
 from signbook.corpora.skels import skels_items
 from signbook.errors import UserError
 from signbook.gloss2pose import real
-from signbook.gloss2pose.glosses import BEGIN, END, PAD, SPECIALS, UNKNOWN, Vocabulary, gloss_lines, read_gloss_lines, refuse_unreadable
+from signbook.gloss2pose.glosses import BEGIN, END, PAD, SPECIALS, UNKNOWN, Vocabulary, refuse_unreadable
 from signbook.gloss2pose.targets import GAP, TARGETS, Normaliser, Target, clip_of, explicit, left_handed, prepared, target
 from signbook.gloss2pose.targets import travelled, truncation, usually_seen, values_of
 from signbook.poses.clips import Clip, cut, mirror, resample
@@ -241,26 +241,6 @@ def test_what_cannot_be_signed_is_told_in_one_sentence(asked, told):
 
 
 def test_what_can_be_signed_passes(): refuse_unreadable('A '*14 + '\n', Vocabulary.of(['A']))
-
-
-@pytest.mark.parametrize('content, told', [(b'', 'no gloss'), (b'\n \r\n', 'no gloss'), ('TÜR'.encode('latin-1'), 'UTF-8'),
-                                           ('TUER'.encode('utf-16'), 'UTF-8'), (b'A\0B', 'line 1.*0x00'), (b'A\n\x1b[31mB', 'line 2.*0x1b'),
-                                           (b'A\rB', '0x0d'), ('A\x85B'.encode(), '0x85'), (b'A\n\nB', 'line 2.*empty'), (b'A\n'*10_001, '10,001')])
-def test_a_wrong_gloss_file_is_told_in_one_sentence(tmp_path, content, told):
-    (tmp_path/'glosses.txt').write_bytes(content)
-    with pytest.raises(UserError, match=told) as caught: read_gloss_lines(str(tmp_path/'glosses.txt'))
-    assert str(caught.value).isprintable() and 'glosses.txt' in str(caught.value)
-
-
-def test_a_folder_and_a_file_that_is_not_there(tmp_path):
-    for wrong in (tmp_path, str(tmp_path), tmp_path/'none.txt', str(tmp_path/'none.txt'), 'none.gloss', tmp_path/('x'*300)):
-        with pytest.raises(UserError, match='cannot be read'): read_gloss_lines(wrong)
-
-
-def test_a_good_gloss_file_and_a_text(tmp_path):
-    (tmp_path/'good').write_bytes('\ufeffTÜR  AUF\r\nWIE-AUSSEHEN\t50%\r\n\r\n'.encode())
-    assert read_gloss_lines(tmp_path/'good') == read_gloss_lines(str(tmp_path/'good')) == ['TÜR AUF', 'WIE-AUSSEHEN 50%']
-    assert read_gloss_lines('HOUSE TREE') == gloss_lines('HOUSE  TREE') == ['HOUSE TREE'] and read_gloss_lines('UND/ODER WENN') == ['UND/ODER WENN']
 
 
 # real data
