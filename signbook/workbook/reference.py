@@ -26,7 +26,7 @@ def update(project: Path, request: Request) -> list[str]:  # the files, relative
         raise UserError(f'{request.folder}: {len(unfinished)} steps are not done ({unfinished[0]}, …); run signbook reproduce first')
     chosen = []
     for key, step in steps.items():
-        if not step.compared: continue
+        if not step.compared or request.targets and step.target not in request.targets: continue
         folder = request.folder/key
         tables = [p for p in sorted(folder.glob('tables/*')) if p.suffix in ('.csv', '.md') and not p.stem.endswith('_timing')]
         chosen += [p for p in (folder/'metrics.json', *tables) if p.exists()]
@@ -39,7 +39,7 @@ def update(project: Path, request: Request) -> list[str]:  # the files, relative
         target = part/path.relative_to(request.folder)
         target.parent.mkdir(parents=True, exist_ok=True); shutil.copyfile(path, target)
     home.mkdir(parents=True, exist_ok=True)
-    for target in sorted({step.target for step in steps.values()}):
+    for target in sorted(request.targets or {step.target for step in steps.values()}):
         shutil.rmtree(home/target, ignore_errors=True)
         if (part/target).exists(): (part/target).rename(home/target)
     shutil.rmtree(part, ignore_errors=True)
