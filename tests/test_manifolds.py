@@ -210,7 +210,7 @@ def test_carrying_and_turning_change_no_distance(name, seed, size):
     turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))[0]
     close(space.dist(space.add(a[0], x), space.add(a[0], y)), space.dist(x, y), 1e-6)
     close(space.dist(space.matvec(turn, x), space.matvec(turn, y)), space.dist(x, y), 1e-6)
-    close(space.add(space.add(-a, a), x), x, 1e-6 * float(x.norm(dim=-1).max() + 1))
+    close(space.add(space.add(-a, a), x), x, 1e-6 * (x.norm(dim=-1).max().item() + 1))
 
 
 @settings(max_examples=40, deadline=None)

@@ -340,7 +340,7 @@ def test_a_part_less():
 
 def test_alpha_follows_progress_and_is_learnt():
     regulariser = made(alpha=0.5)
-    assert [round(float(regulariser.alpha(t)), 4) for t in (0, 0.5, 1)] == [0.6, 0.65, 0.7]
+    assert [round(regulariser.alpha(t).item(), 4) for t in (0, 0.5, 1)] == [0.6, 0.65, 0.7]
     regulariser.alpha(0.5).backward()
     assert regulariser.loss_alpha_logit.grad > 0
     assert float(made(alpha=1.0).alpha(1.0)) == 1 and float(made(alpha=0.0).alpha(0.0)) == pytest.approx(0.1)
