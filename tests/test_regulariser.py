@@ -343,7 +343,7 @@ def test_alpha_follows_progress_and_is_learnt():
     assert [round(regulariser.alpha(t).item(), 4) for t in (0, 0.5, 1)] == [0.6, 0.65, 0.7]
     regulariser.alpha(0.5).backward()
     assert regulariser.loss_alpha_logit.grad > 0
-    assert float(made(alpha=1.0).alpha(1.0)) == 1 and float(made(alpha=0.0).alpha(0.0)) == pytest.approx(0.1)
+    assert made(alpha=1.0).alpha(1.0).item() == 1 and made(alpha=0.0).alpha(0.0).item() == pytest.approx(0.1)
 
 
 def test_learning_lowers_the_loss_in_every_space():
