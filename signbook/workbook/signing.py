@@ -22,7 +22,7 @@ from .systems import loaded
 class Signer(Protocol):
     "A system that signs texts."
     def signs(self, texts: Sequence[str], languages: Sequence[str], retrieval: bool = True, sampling: Sampling | None = None) -> list[Clip]:
-        "One clip for each text; the likeliest where nothing is sampled."
+        "One clip for each text; written as the run was told to where no sampling is given."
     def words_found(self, text: str, language: str) -> Sequence[tuple[str, str]]:
         "Words of a text that stand in the dictionary, with their signs."
 
@@ -71,7 +71,7 @@ def sign(run: str | Path,  # a finished run that signs texts
          file: str | Path | None = None,  # or a file of them, one a line
          language: str | None = None,  # of the text
          retrieval: bool = True,  # with the dictionary
-         sample: bool = False,  # draw codes instead of taking the likeliest
+         sample: bool = False,  # draw codes with temperature 1 instead of writing as the run was told to
          seed: int | None = None,  # of the drawing; None: 0
          tell: Callable[[str], None] = print,  # told what was signed
          ) -> list[Path]:  # the files, in the order of the texts
