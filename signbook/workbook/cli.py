@@ -269,7 +269,7 @@ def sign(run: Annotated[str, typer.Option(help='a finished training run that sig
          language: Annotated[str | None, typer.Option(help='of the text, such as de, en or zh')] = None,
          file: Annotated[str | None, typer.Option(help='a file with one sentence a line, instead')] = None,
          retrieval: Annotated[bool, typer.Option(help='look words up in the dictionary of the run')] = True,
-         sample: Annotated[bool, typer.Option('--sample', help='draw at random, with temperature 1, instead of writing as the run was told to')] = False,
+         sample: Annotated[bool, typer.Option('--sample', help='draw at random instead of writing as the run was told to')] = False,
          seed: Annotated[int | None, typer.Option(help='of --sample; default 0')] = None):
     "Sign sentences of a written language: as a moving picture, a film, a strip, or numbers."
     from signbook.workbook.signing import sign as signed
