@@ -347,7 +347,8 @@ class Trained:
               ) -> list[Clip]:
         "The sentences, signed by the synthetic body."
         made = self.tokens.decode(self.codes(texts, languages, retrieval, sampling))
-        return [clip_of(features, self.training.fps, layout, text=text, language=language) for features, text, language in zip(made, texts, languages)]
+        fps = self.training.fps
+        return [clip_of(features, fps, layout, text=text, language=language) for features, text, language in zip(made, texts, languages)]
 
     def words_found(self, text: str, language: str) -> list[tuple[str, str]]:  # word of the text, sign of the dictionary
         "Which words of a text the dictionary knows."
