@@ -110,7 +110,7 @@ def fingerspelled_words(language: str = 'ase',  # code of a signed language in t
     clips = (spelled(word, letters, split) for split, some in dealt.items() for word in some)
     kept, left_out = by_split(clips, fps, frames, longer, frozenset(left_handed(letters.values())))
     note = (f'words of 3 to 5 of {len(letters)} real letters ({language}), stitched; test words are not in train, but each letter was recorded once, '
-            'so train and test share their recordings')
+            'so train and test share their recordings, and dictionary and mean trajectory, which join the same recordings, are no competitors')
     return RealData(kept, 'holistic76x2', note, left_out)
 
 # %% ../../nbs/55_gloss2pose/12_real.ipynb #4ad6eb20
